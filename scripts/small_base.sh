@@ -22,6 +22,7 @@ source "$(dirname "$0")/paper_run.sh"
 k="${K:-10}" steps="${STEPS:-100}" limit=() data=() prompts=()
 # Families of tasks, by a pattern of their names each; each task is in one of them.
 mapfile -t families < <(sed -n '/^families = \[/,/^\]/s/^ *"\(.*\)",$/\1/p' "$root/configs/tables/small_base_known.toml")
+[ "${#families[@]}" -gt 0 ] || { echo "no families in configs/tables/small_base_known.toml; expected one pattern a line" >&2; exit 1; }
 if [ "$mode" = smoke ]; then
     [ $# -eq 1 ] || usage
     base=pico out="$1" k=2 steps=5 limit=(--limit 2) prompts=(paraphrased bare)

@@ -75,7 +75,9 @@ impl AdapterArgs {
         context: &CommandContext,
     ) -> Result<RoutedPatches<'a>> {
         let read = PromptReading { resolved, prompts, tokenizer: OnceCell::new(), context };
-        if let Some(record) = resolved.record()? {
+        // An adapter was trained over the base as it is.
+        let is_alone = self.adapter.is_none() && self.library.is_none();
+        if let Some(record) = resolved.record()?.filter(|_| is_alone) {
             read.warn(&TrainedExperts::one("the base", &record));
         }
         if let Some(folder) = &self.adapter {

@@ -20,7 +20,7 @@ pub struct RowEncodingArgs {
 /// How prompts become tokens.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct PromptEncodingArgs {
-    /// Put each prompt, of rows too, through the base's chat template, as a user's message
+    /// Apply the base's chat template to prompts, and to rows that are fitted to, as a user's message
     #[arg(long)]
     pub chat: bool,
     /// Begin texts with BOS where tokenizer or template put it, or never, as for experts that were trained with bos=never

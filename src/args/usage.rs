@@ -40,7 +40,7 @@ pub fn count(text: &str) -> Result<NonZeroUsize, &'static str> {
     text.parse().map_err(|_| "expected a whole number of at least 1")
 }
 
-/// Parses a count of at least one for which memory is taken.
+/// Parses a count of at least one that sizes an allocation.
 pub fn bounded_count(text: &str) -> Result<NonZeroUsize, &'static str> {
     const MOST: usize = 1 << 20;
     count(text)

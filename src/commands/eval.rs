@@ -115,7 +115,10 @@ pub fn run(args: EvalArgs, context: &CommandContext) -> Result<()> {
     if let Some(record) = resolved.record()? {
         let name = args.base.to_string();
         unseen_rows::ensure_unseen(&tasks, args.split, &[(name.as_str(), &record)], context)?;
-        TrainedExperts::one(&name, &record).warn_of_tasks(&tasks, "scored", &tokenizer, context);
+        // Experts were trained over it as it is.
+        if args.library.is_none() {
+            TrainedExperts::one(&name, &record).warn_of_tasks(&tasks, "scored", &tokenizer, context);
+        }
     }
     let opened = library(args.library.as_deref(), &routers, &tasks, &base, context)?;
     if let Some(opened) = &opened {

@@ -56,9 +56,6 @@ pub fn run(args: ExplainArgs, context: &CommandContext) -> Result<()> {
     let resolved = args.base.resolve(context)?;
     let (base, tokenizer) = resolved.base_and_tokenizer(&context.base_options()?, context)?;
     let tokenizer = tokenizer.with_encoding(args.encoding.encoding());
-    if let Some(record) = resolved.record()? {
-        TrainedExperts::one("the base", &record).warn_of_prompts(args.encoding.chat, &tokenizer, context);
-    }
     let opened = context.open_library(&args.library, &base, &[])?;
     TrainedExperts::of(&opened, |name| typed.uses(name)).warn_of_prompts(args.encoding.chat, &tokenizer, context);
     let fit = args.data.load_fit(&args.fit, context)?;

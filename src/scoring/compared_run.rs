@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 const OF_ALL: [&str; 3] = ["base", "dtype", "quantize_activations"];
 
 /// These count where a task is scored by routers of both.
-const OF_A_TASK: [&str; 5] = ["encoding", "limit", "num_fewshot", "seed", "split"];
+const OF_A_TASK: [&str; 4] = ["encoding", "limit", "num_fewshot", "split"];
 
 /// A run that results are compared with.
 pub struct ComparedRun<'a> {
@@ -38,6 +38,10 @@ impl ComparedRun<'_> {
             return keys;
         }
         keys.extend(self.differing(&OF_A_TASK, config));
+        // The base draws nothing.
+        if shared.iter().any(|(router, _)| *router != "base") {
+            keys.extend(self.differing(&["seed"], config));
+        }
         let base_alone = |config: &Value| config["experts"].is_null();
         if !base_alone(config) && !base_alone(self.config) {
             keys.extend(self.differing(&["experts", "library"], config));
@@ -102,7 +106,8 @@ mod tests {
         assert_eq!(keys("uniform", "b", &fewer), [""; 0], "it is another task");
         assert_eq!(keys("uniform", "b", &with("base", json!("c"))), ["base"]);
         assert_eq!(keys("base", "a", &with("encoding", json!({"chat": true}))), ["encoding"]);
-        assert_eq!(keys("base", "a", &with("seed", json!(1))), ["seed"]);
+        assert_eq!(keys("random", "a", &with("seed", json!(1))), ["seed"]);
+        assert_eq!(keys("base", "a", &with("seed", json!(1))), [""; 0], "it draws nothing");
         assert_eq!(keys("base", "a", &with("experts", json!(null))), [""; 0], "the base needs no library");
         assert_eq!(keys("arrow", "a", &with("experts", json!(["e", "f"]))), ["experts"]);
         let rows = |sha256: &str| json!([{"name": "a", "sha256": sha256, "split_seed": 0}]);

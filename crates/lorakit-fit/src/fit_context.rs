@@ -12,8 +12,8 @@ pub struct FitContext<'a, 'base> {
     pub base: &'base Base,
     /// The library.
     pub library: &'a OpenLibrary,
-    /// Opens the base's tokenizer. It is called only where something is fitted. Its encoding is that of rows which belong to
-    /// no expert, or to one whose record does not say how its rows became tokens.
+    /// Opens the base's tokenizer. It is called only where a router learns something. Its encoding is that of rows which
+    /// belong to no expert, or to one whose record does not say how its rows became tokens.
     pub tokenizer: &'a dyn Fn() -> Result<Tokenizer, BoxError>,
     /// The tasks to fit to; empty: what each router takes by default, see [`lorakit_route::TrainingData`].
     pub tasks: &'a [Task],

@@ -56,10 +56,17 @@ fn canonical_text(config: &BaseConfig) -> String {
         ("tied", config.tied.to_string()),
         ("attention_bias", descriptor.attention_input.bias.to_string()),
         ("mlp_bias", descriptor.mlp_input.bias.to_string()),
-        ("max_positions", config.max_positions.to_string()),
+        ("max_positions", positions(config).to_string()),
     ];
     fields.extend(set_fields(config));
     record("Config", &fields)
+}
+
+/// The maximum length of a row. Where queries grow from the pretraining's length on, earlier versions took no longer rows;
+/// below it nothing has changed.
+fn positions(config: &BaseConfig) -> usize {
+    let most = config.scales.query_scale.map_or(usize::MAX, |scale| scale.original as usize);
+    config.max_positions.min(most)
 }
 
 /// The fields of newer architectures that are set.
@@ -108,7 +115,9 @@ fn set_fields(config: &BaseConfig) -> Vec<(&'static str, String)> {
     }
     let queries =
         |scale: QueryScale| record("QueryScale", &[("beta", number(scale.beta)), ("original", number(scale.original))]);
-    add("query_scale", scales.queries.is_some(), &|| scales.queries.map(queries).unwrap_or_default());
+    // Ministral 3's own is not written, since earlier versions did not.
+    let other = scales.query_scale.filter(|scale| scale.beta != 0.1);
+    add("query_scale", other.is_some(), &|| other.map(queries).unwrap_or_default());
     fields
 }
 

@@ -261,7 +261,7 @@ fn the_text_models_of_mistral_s_multimodal_folders() {
         panic!("{:?}", rope(&base, 0))
     };
     assert_eq!((theta, factor, attention_factor, base.max_positions), (1e6, 16.0, 1.0, 16384 * 16));
-    assert_eq!(base.scales.queries, Some(QueryScale { beta: 0.1, original: 16384.0 }));
+    assert_eq!(base.scales.query_scale, Some(QueryScale { beta: 0.1, original: 16384.0 }));
     assert!(base.warnings.is_empty(), "{:?}", base.warnings);
     config["text_config"].as_object_mut().unwrap().remove("rope_parameters");
     assert_eq!(read(&config), base);

@@ -251,7 +251,7 @@ fn check_magnitudes(low_rank: &Adapter, magnitudes: &BTreeMap<String, Matrix>, d
     if !dora && !magnitudes.is_empty() {
         return Err(AdapterError::Tensors(
             "the file holds DoRA's magnitudes (lora_magnitude_vector), and adapter_config.json does not set use_dora, so that \
-             PEFT ignores them; correct one of both"
+             PEFT ignores them; correct one of the two"
                 .to_owned(),
         ));
     }

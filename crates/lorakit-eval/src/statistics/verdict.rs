@@ -4,8 +4,8 @@ use crate::statistics::paired_difference::PairedDifference;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// The fewest tasks, or families of tasks where those are drawn, that can decide a claim. With five tasks even five differences of one sign are no surprise at the level
-/// of 5 %: a test of signs gives 2/2^5 = 6 %.
+/// The fewest tasks, or families of tasks where those are drawn, that can decide a claim. With five tasks even five
+/// differences of one sign are no surprise at the level of 5 %: a test of signs gives 2/2^5 = 6 %.
 pub const DECISIVE_TASKS: usize = 6;
 
 /// Whether a claim "this router is better than that" held.

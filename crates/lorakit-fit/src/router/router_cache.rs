@@ -1,7 +1,7 @@
 //! The cache of fitted router state: `LIBRARY/routers/NAME-HASH/`, keyed by a hash of everything that decides it.
 //!
-//! Another tokenizer, other experts, rows, settings, routings of skills (`routers/poly` and `routers/mhr`, which training replaces) or another
-//! version give another hash, so that no entry can be out of date.
+//! Another tokenizer, other experts, rows, settings, routings of skills (`routers/poly` and `routers/mhr`, which training
+//! replaces) or another version give another hash, so that no entry can be out of date.
 
 use super::training_rows::{RowsIdentity, TrainingRows};
 use crate::error::{FitError, Result, WithContext as _};

@@ -166,16 +166,20 @@ impl<'a> TrainingRows<'a> {
 
     /// What identifies the rows: each task's record with its expert, and the number of rows of each.
     pub fn identity(&self) -> RowsIdentity {
+        // A task that is not loaded yet had conversations if it went through a template before.
+        let has_conversations =
+            |source: &TaskSource| source.task.map_or(source.record.chat_template.is_some(), Task::has_conversations);
         let template = |source: &TaskSource| {
-            // A task that is not loaded yet had conversations if it went through a template before.
-            let has_conversations = source.task.map_or(source.record.chat_template.is_some(), Task::has_conversations);
-            let is_rendered = source.encoding.chat || has_conversations;
+            let is_rendered = source.encoding.chat || has_conversations(source);
             let template = is_rendered.then(|| self.tokenizer.chat_template().ok()).flatten();
             template.map(|template| template.sha256().to_owned())
         };
-        let encoding = |RowEncoding { loss, bos, .. }: RowEncoding| {
-            let by_default = RowEncoding { loss, bos, ..RowEncoding::default() } == RowEncoding::default();
-            (!by_default).then(|| format!("loss={loss},bos={bos}"))
+        let encoding = |source: &TaskSource| {
+            let RowEncoding { loss, bos, chat } = source.encoding;
+            // Beside conversations, the template does not say whether other rows went through it too.
+            let chat = chat && has_conversations(source);
+            let by_default = RowEncoding { loss, bos, chat } == RowEncoding::default();
+            (!by_default).then(|| format!("loss={loss},bos={bos}{}", if chat { ",chat" } else { "" }))
         };
         let task = |source: &TaskSource| TaskIdentity {
             expert: source.expert.map(|expert| self.experts().names()[expert].clone()),
@@ -183,7 +187,7 @@ impl<'a> TrainingRows<'a> {
             sha256: source.record.sha256.clone(),
             split_seed: source.record.split_seed,
             chat_template: template(source),
-            encoding: encoding(source.encoding),
+            encoding: encoding(source),
         };
         RowsIdentity {
             split: self.split(),

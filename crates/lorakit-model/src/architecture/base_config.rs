@@ -44,7 +44,7 @@ pub struct Scales {
     /// The scale of attention scores, where it is not `1 / sqrt(head_dim)`.
     pub attention: Option<f64>,
     /// What queries are multiplied with by their position, if they are.
-    pub queries: Option<QueryScale>,
+    pub query_scale: Option<QueryScale>,
     /// Attention scores become `cap tanh(score / cap)`.
     pub attention_soft_cap: Option<f64>,
     /// Logits become `cap tanh(logit / cap)`.
@@ -75,7 +75,7 @@ impl Default for Scales {
             residual: 1.0,
             logits: 1.0,
             attention: None,
-            queries: None,
+            query_scale: None,
             attention_soft_cap: None,
             logit_soft_cap: None,
         }

@@ -35,7 +35,7 @@ fn read(json: &ConfigKeys) -> Result<BaseConfig> {
     }
     let layers = json.required("num_hidden_layers")?;
     let is_attention = |kind: &Value| matches!(kind.as_str(), Some("attention" | "full_attention"));
-    // Its older name goes before, as in transformers.
+    // Its older name takes precedence, as in transformers.
     let key = if json.get("layers_block_type").is_some() { "layers_block_type" } else { "layer_types" };
     let absence = match json.of_layers(key, layers)? {
         Some(types) if types.iter().all(is_attention) => None,

@@ -23,7 +23,7 @@ pub(crate) fn read(json: &ConfigKeys) -> Result<BaseConfig> {
     let has_rope = json.nested("rope_parameters")?.is_some() || !json.nested_or_empty("rope_scaling")?.is_empty();
     let json = if has_rope { json } else { with_default_rope(json) };
     let config = mistral::read_without_biases(&json)?.with_window(json.count("sliding_window")?);
-    let scales = Scales { queries: query_scale(&json, config.max_positions)?, ..config.scales };
+    let scales = Scales { query_scale: query_scale(&json, config.max_positions)?, ..config.scales };
     Ok(BaseConfig { scales, ..config })
 }
 

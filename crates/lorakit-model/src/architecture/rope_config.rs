@@ -94,7 +94,7 @@ impl RopeConfig {
     }
 
     /// The rotary parameters of all layers. Where both styles are in one file, transformers 5 reads `rope_scaling` and the
-    /// flat keys; and the length of the pretraining beside the parameters goes before one among them.
+    /// flat keys; and the length of the pretraining beside the parameters takes precedence over one among them.
     pub(crate) fn parameters(json: &ConfigKeys) -> Result<ConfigKeys> {
         let parameters = match json.nested("rope_scaling")?.filter(|scaling| !scaling.is_empty()) {
             Some(scaling) => scaling,

@@ -17,7 +17,8 @@ use std::ops::Range;
 
 /// What weights, and the gradients of outputs, are multiplied with until sums over them are complete. Where scores are tens
 /// apart, weights or their products with gradients would be denormal, and an instruction that meets a denormal number takes
-/// some hundred times as long. Powers of two change no digit of any other result.
+/// some hundred times as long. Powers of two change no digit of any other result while sums stay below 2^64;
+/// gradients that large are those of a training that has diverged.
 const WEIGHT_SCALE: f32 = (1u64 << 40) as f32;
 const GRADIENT_SCALE: f32 = (1u64 << 24) as f32;
 

@@ -208,7 +208,7 @@ impl LayerRopes {
         Self {
             kinds: config.attention.iter().map(frequencies).collect(),
             of_layer: config.attention_of_layer.as_slice().into(),
-            queries: config.scales.queries,
+            queries: config.scales.query_scale,
         }
     }
 

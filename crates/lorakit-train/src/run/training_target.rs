@@ -90,7 +90,14 @@ impl TrainingTarget<'_> {
         };
         match self {
             Self::Experts => remove(&SKILL_SETTINGS),
-            Self::Model(_) => [&LORA_SETTINGS[..], &SKILL_SETTINGS].into_iter().for_each(remove),
+            Self::Model(_) => {
+                [&LORA_SETTINGS[..], &SKILL_SETTINGS].into_iter().for_each(remove);
+                // Earlier versions had norms and biases decay too.
+                if config.weight_decay != 0.0 {
+                    fields.insert("weight_decay_of".into(), "matrices".into());
+                    fields.sort_keys();
+                }
+            }
             Self::Skills(training) => {
                 fields.insert("skills".into(), training.dims.count.into());
                 fields.insert("splits".into(), training.dims.splits.into());
