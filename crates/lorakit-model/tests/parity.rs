@@ -172,6 +172,8 @@ fn a_real_model_generates_its_known_text() {
 }
 
 fn assert_fingerprints(folders: impl IntoIterator<Item = PathBuf>, known: &[&str]) {
+    let folders: Vec<PathBuf> = folders.into_iter().collect();
+    assert_eq!(folders.len(), known.len());
     for (folder, known) in folders.into_iter().zip(known) {
         let base = Base::open(&folder.join("base"), &BaseOptions::default()).unwrap();
         assert_eq!(base.identity().fingerprint, *known, "{}", folder.display());
@@ -185,8 +187,19 @@ fn fingerprints_never_change() {
         "e6bad90983c9b0a8a7bb758d2c3d72db83aa989b5f35cff982247121f6aa78dd",
         "dd51684766f0a43225b9e50b200140b21c67815823fd58c0229fa25e691b8b58",
         "454c6f36544dbeba44f03789aa6439224ff83c571f699319cea33f92d57c7478",
+        "322fcecac9a291da3b4ebeae909028f1c6993c5630e5899ba2e0a959b2d674e4",
+        "68fbec2fc495662ff20269b3d356e66fe3ecf0257c77e7751056bfb7c304f3ec",
+        "306f3d937339f4ae344b5723ce7d607769b0d6d2d2152313953b7409bda17ca4",
+        "88b74dc61160be61a10b7269a2f286329187d9daa376faf46ce158a2aafdd5cf",
+        "ab0c9e895b2b62fc616c96c6db1b365df1fb411b92a3da94195988bcb4966a80",
+        "c4196d4b53fced8fee80fc0d06f98a546b8e0d47f4e7429cf1f8032b2da5f619",
+        "59463eb04e7537592c57930227f20f3cbadedd9c137919a4c6498aafac0d2f07",
+        "0d89a57cf24f78399ea67fec9b02ceda1b075a6099ba44a2d120c124f3c99260",
+        "d09fef6e9b7db0da813f6e3ccca2d0481534fb295c956d442e814378489fbdef",
+        "ee08f2d5de2b3e50ba1a2c885a306df2deec4b1ccab0441b40f64093a49f384b",
+        "7e184a0d31b7ddf6d72d9406aa607e008811e4930854ae4aa1ca92cdbb67f93c",
     ];
-    assert_fingerprints(FIXTURES.map(fixtures), &known);
+    assert_fingerprints(FIXTURES.into_iter().chain(SMALL).map(fixtures), &known);
 }
 
 #[test]
