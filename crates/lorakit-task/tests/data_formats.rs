@@ -86,7 +86,7 @@ fn folders_are_tasks_named_after_them() {
     let tasks = Task::load(&folder.path().display().to_string(), None).unwrap();
     let counts = |task: &Task| [Split::Train, Split::Validation, Split::Test].map(|split| task.count(split));
     let found: Vec<_> = tasks.iter().map(|task| (task.name.as_str(), task.count(Split::All))).collect();
-    assert_eq!(found, [("loose", 1), ("only", 50), ("pets", 3), ("words", 2)]);
+    assert_eq!(found, [("train", 1), ("only", 50), ("pets", 3), ("words", 2)]);
     assert_eq!((counts(&tasks[2]), counts(&tasks[3])[1]), ([2, 0, 1], 1));
     // Rows of a train split alone are split by hash.
     assert!(counts(&tasks[1]).iter().all(|count| *count > 0), "{:?}", counts(&tasks[1]));
@@ -97,9 +97,28 @@ fn folders_are_tasks_named_after_them() {
     assert!(error.contains("train has no shard 00001 of 00002"), "{error}");
 }
 
-/// As a dataset on the Hub: `hub:datasets/...` of the same files.
 #[test]
-fn a_folder_has_the_splits_that_the_hub_s_dataset_has() {
+fn files_beside_others_are_tasks_by_themselves() {
+    let names = |files: &[&str]| -> Vec<String> {
+        let folder = tempfile::tempdir().unwrap();
+        for file in files {
+            let path = folder.path().join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "{\"input\": \"a\", \"output\": \"o\"}\n").unwrap();
+        }
+        let tasks = Task::load(&folder.path().join("d").display().to_string(), None).unwrap();
+        tasks.into_iter().map(|task| task.name).collect()
+    };
+    assert_eq!(names(&["d/train.jsonl", "d/sub/other.jsonl"]), ["other", "train"]);
+    assert_eq!(names(&["d/train.jsonl", "d/test.jsonl", "d/sub/other.jsonl"]), ["other", "test", "train"]);
+    assert_eq!(names(&["d/train.jsonl", "d/eval.jsonl"]), ["eval", "train"]);
+    assert_eq!(names(&["d/test.jsonl"]), ["test"]);
+    assert_eq!(names(&["d/train.jsonl", "d/test.jsonl", "d/images/a.png"]), ["d"]);
+}
+
+/// As a dataset on the Hub: `hub:datasets/...` of the same files. A test split alone is enough for a folder.
+#[test]
+fn a_folder_without_test_rows_has_the_splits_that_the_hub_s_dataset_has() {
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, rows: std::ops::Range<usize>| {
         let path = folder.path().join(name);
@@ -108,7 +127,7 @@ fn a_folder_has_the_splits_that_the_hub_s_dataset_has() {
         fs::write(&path, lines.join("\n")).unwrap();
         vec![path]
     };
-    for (number, (validation, test)) in [(0, 0), (0, 7), (7, 0), (7, 8)].into_iter().enumerate() {
+    for (number, (validation, test)) in [(0, 7), (7, 0), (7, 8)].into_iter().enumerate() {
         let split = |name: &str, rows| write(&format!("{number}/{name}.jsonl"), rows);
         let of = |name: &str, count: usize, from: usize| match count {
             0 => Vec::new(),
@@ -123,6 +142,11 @@ fn a_folder_has_the_splits_that_the_hub_s_dataset_has() {
         let downloads = [("hub:datasets/a/d".to_owned(), files)].into();
         let hub = TaskLoader { downloads, ..TaskLoader::default() }.load(&["hub:datasets/a/d".into()]).unwrap();
         let local = load(&folder.path().join(number.to_string()));
+        if (validation, test) == (0, 7) {
+            let counts = [Split::Train, Split::Validation, Split::Test].map(|split| local.count(split));
+            assert_eq!(counts, [40, 0, 7]);
+            continue;
+        }
         for split in [Split::Train, Split::Validation, Split::Test] {
             let rows = |task: &Task| fields(&task.rows(split, None).unwrap());
             assert_eq!(rows(&local), rows(&hub[0]), "{split}, {validation} validation, {test} test");
@@ -392,7 +416,8 @@ fn the_same_rows_in_the_shapes_that_people_have_give_the_same_examples() {
     let task = load(&shared.join("hfdict"));
     let own = |split| task.rows(split, None).unwrap().len();
     assert_eq!(task.name, "hfdict");
-    // It has no validation split: one is split off by hash.
-    assert!(own(Split::Train) > 0 && own(Split::Validation) > 0 && own(Split::Test) > 0);
+    // It has no validation split, but a test split: its rows are as they are.
+    assert_eq!(task.count(Split::Validation), 0);
+    assert!(own(Split::Train) > 0 && own(Split::Test) > 0);
     assert!(of("hfdict", Split::All).iter().all(|row| expected.contains(row)));
 }

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::error::{At, Result, TaskError};
-use crate::loading::split_files::{SplitFile, SplitFiles};
+use crate::loading::split_files::SplitFile;
+use crate::loading::task_files;
 use crate::source::file_content::read_whole;
 use crate::source::file_formats;
 use crate::split::Split;
@@ -20,10 +21,12 @@ pub fn describes_dataset(name: &str) -> bool {
     DESCRIPTIONS.contains(&name)
 }
 
-/// The data files of a folder that is one task, split as the same files on the Hub are; None if it is a folder of tasks.
+/// The data files of a folder that is one task; None if it is a folder of tasks.
 ///
 /// Such a folder is a saved `DatasetDict` or `Dataset`, or has nothing but data files named after splits: `train.parquet`
 /// and `test.parquet`, or shards such as `train-00000-of-00002.parquet`.
+///
+/// With a test split, the rows of each split are those of its files, as they are. Without one, train rows are split by hash.
 pub(crate) fn files(folder: &Path) -> Result<Option<Vec<SplitFile>>> {
     let files = if folder.join("dataset_dict.json").is_file() {
         saved_splits(folder)?
@@ -35,7 +38,10 @@ pub(crate) fn files(folder: &Path) -> Result<Option<Vec<SplitFile>>> {
             None => return Ok(None),
         }
     };
-    Ok(Some(files.by_split()))
+    // A test split of the same rows is needed sooner or later, and the hash gives one.
+    let has_test = files.iter().any(|(split, _)| *split == Some(Split::Test));
+    let own = |split: &Split| has_test || *split != Split::Train;
+    Ok(Some(files.into_iter().map(|(split, file)| (split.filter(own), file)).collect()))
 }
 
 /// The name of the task that a folder is: `data`, as on the Hub, is no name.
@@ -66,9 +72,9 @@ struct DatasetFile {
     filename: String,
 }
 
-fn saved_splits(folder: &Path) -> Result<SplitFiles> {
+fn saved_splits(folder: &Path) -> Result<Vec<SplitFile>> {
     let dict: DatasetDict = read_json(&folder.join("dataset_dict.json"))?;
-    let mut files = SplitFiles::default();
+    let mut files = Vec::new();
     for name in &dict.splits {
         let split = split_named(name).ok_or_else(|| {
             let place = folder.join(name);
@@ -78,7 +84,7 @@ fn saved_splits(folder: &Path) -> Result<SplitFiles> {
                 place.display()
             ))
         })?;
-        saved_files(&folder.join(plain(name, folder)?))?.into_iter().for_each(|file| files.add(split, file));
+        files.extend(saved_files(&folder.join(plain(name, folder)?))?.into_iter().map(|file| (Some(split), file)));
     }
     Ok(files)
 }
@@ -109,10 +115,9 @@ fn plain<'n>(name: &'n str, folder: &Path) -> Result<&'n str> {
     Ok(name)
 }
 
-/// The files of a folder that has nothing but data files named after splits.
-fn named_after_splits(folder: &Path) -> Result<Option<SplitFiles>> {
-    let mut files = SplitFiles::default();
-    let mut shards = Vec::new();
+/// The files of a folder that has nothing but data files of several splits, or shards of one.
+fn named_after_splits(folder: &Path) -> Result<Option<Vec<SplitFile>>> {
+    let (mut files, mut shards, mut folders) = (Vec::new(), Vec::new(), Vec::new());
     let entries = fs::read_dir(folder).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
     let mut entries = entries.map_err(TaskError::read(format!("the folder {}", folder.display())))?;
     entries.sort_by_key(fs::DirEntry::file_name);
@@ -121,15 +126,41 @@ fn named_after_splits(folder: &Path) -> Result<Option<SplitFiles>> {
         if name.ends_with(".toml") {
             return Ok(None);
         }
-        let is_rows = !name.starts_with('.') && !describes_dataset(&name) && entry.path().is_file();
-        let Some(stem) = file_formats::data_stem(&name).filter(|_| is_rows) else { continue };
-        let (name, shard) = shard(stem).map_or((stem, None), |(name, shard)| (name, Some(shard)));
-        let Some(split) = split_named(name) else { return Ok(None) };
+        if name.starts_with('.') || describes_dataset(&name) {
+            continue;
+        }
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            folders.push(entry.path());
+        }
+        let Some(stem) = file_formats::data_stem(&name).filter(|_| entry.path().is_file()) else { continue };
+        let Some((split, shard)) = split_and_shard(stem) else { return Ok(None) };
         shards.extend(shard.map(|(number, count)| (split, number, count)));
-        files.add(split, entry.path());
+        files.push((Some(split), entry.path()));
+    }
+    let has_several = files.iter().any(|(split, _)| *split != files[0].0);
+    if shards.is_empty() && !has_several {
+        return Ok(None);
     }
     ensure_complete(&shards, folder)?;
-    Ok((files != SplitFiles::default()).then_some(files))
+    for folder in &folders {
+        // Its tasks must not be lost.
+        if !task_files::list(folder)?.is_empty() {
+            return Ok(None);
+        }
+    }
+    // As `datasets` orders them: train, validation, test.
+    files.sort_by_key(|(split, _)| *split);
+    Ok(Some(files))
+}
+
+/// The split that a file is named after, and the number and count if it is a shard.
+fn split_and_shard(stem: &str) -> Option<(Split, Option<(usize, usize)>)> {
+    let Some((name, shard)) = shard(stem) else {
+        // A file named so may as well be a task of its own.
+        let is_task = matches!(stem.to_lowercase().as_str(), "eval" | "evaluation");
+        return split_named(stem).filter(|_| !is_task).map(|split| (split, None));
+    };
+    split_named(name).map(|split| (split, Some(shard)))
 }
 
 /// Refuses a folder that lacks one of the shards that the others' names promise.

@@ -32,15 +32,6 @@ impl SplitFiles {
         ];
         splits.into_iter().flat_map(|(split, files)| files.iter().map(move |file| (split, file.clone()))).collect()
     }
-
-    /// Adds a file.
-    pub(crate) fn add(&mut self, split: Split, file: PathBuf) {
-        match split {
-            Split::Validation => self.validation.push(file),
-            Split::Test => self.test.push(file),
-            Split::Train | Split::All => self.train.push(file),
-        }
-    }
 }
 
 #[cfg(test)]
