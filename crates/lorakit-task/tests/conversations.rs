@@ -170,6 +170,14 @@ fn calls_of_functions_are_replies() {
     let unaware = Some("{% for m in messages %}{{ m.content }}</s>{% endfor %}");
     let error = encode(turns(call), &self::tokenizer(unaware), 999).unwrap_err();
     assert!(format!("{:#}", anyhow::Error::from(error)).contains("does not render `tool_calls`"));
+    // Of replies that are not learned nothing need be left.
+    let last = RowEncoding { loss: LossTokens::Last, ..RowEncoding::default() };
+    assert!(encode(turns(call), &self::tokenizer(unaware).with_encoding(last), 999).is_ok());
+    let calls = json!([{"type": "function", "function": {"name": "f", "arguments": {}}}]);
+    let unlearned = json!({"role": "assistant", "content": "", "tool_calls": calls, "weight": 0});
+    let [ask, reply] = [("user", "a"), ("assistant", "b")].map(|(role, text)| json!({"role": role, "content": text}));
+    let messages = [&ask, &unlearned, &ask, &reply];
+    assert!(encode(json!({ "messages": messages }), &self::tokenizer(unaware), 999).is_ok());
     // What is no call is the reply as it stands.
     assert!(shown(turns("f(1)")).contains("assistant:[f(1)</s>]tool"));
     let filled = json!([{"role": "user", "content": "a", "tool_calls": null}, {"role": "assistant", "content": "b", "tool_calls": null}]);

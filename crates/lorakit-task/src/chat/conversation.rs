@@ -127,9 +127,10 @@ impl Conversation {
         self.messages.iter().rposition(Message::is_reply)
     }
 
-    /// A function that a reply without text calls, and whose name is not in the rendered conversation.
-    pub(crate) fn left_out_call<'c>(&'c self, rendered: &str) -> Option<&'c str> {
-        let learned = self.messages.iter().skip(self.given);
+    /// A function that a reply to be learned calls, one without text and from the message `first` on, and whose name is not
+    /// in the rendered conversation.
+    pub(crate) fn left_out_call<'c>(&'c self, first: usize, rendered: &str) -> Option<&'c str> {
+        let learned = self.messages.iter().skip(first.max(self.given)).filter(|message| !message.has_no_weight());
         let calls = learned.filter(|message| message.is_reply() && message.content.trim().is_empty());
         calls.flat_map(Message::called).find(|name| !rendered.contains(name))
     }

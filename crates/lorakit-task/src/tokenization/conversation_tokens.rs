@@ -38,15 +38,23 @@ impl ConversationTokens {
                 None => break (rendered, encoding),
             }
         };
-        if let Some(function) = kept.left_out_call(&rendered.text) {
+        let (tokens, offsets) = (encoding.get_ids().to_vec(), encoding.get_offsets());
+        let special_token = |text: &str| tokenizer.special_token_at(text);
+        let finder = ReplyFinder { template, conversation: &kept, rendered: &rendered, special_token: &special_token };
+        let found = finder.find();
+        // Elsewhere a call may be left out: nothing is learned of its reply.
+        let last_alone = match tokenizer.encoding().loss {
+            LossTokens::All => false,
+            LossTokens::Assistant => found.as_ref().is_none_or(|found| found.source == ReplySource::LastReply),
+            LossTokens::Last => true,
+        };
+        let first = kept.last_reply().filter(|_| last_alone).unwrap_or(0);
+        if let Some(function) = kept.left_out_call(first, &rendered.text) {
             return Err(TaskError::Row(format!(
                 "the chat template does not render `tool_calls`: of a reply that calls `{function}` nothing would be left to learn"
             )));
         }
-        let (tokens, offsets) = (encoding.get_ids().to_vec(), encoding.get_offsets());
-        let special_token = |text: &str| tokenizer.special_token_at(text);
-        let finder = ReplyFinder { template, conversation: &kept, rendered: &rendered, special_token: &special_token };
-        let found = finder.find().ok_or_else(|| {
+        let found = found.ok_or_else(|| {
             TaskError::Row("the chat template does not render the last reply, so there is nothing to learn".to_owned())
         })?;
         let unweighted = |reply: usize| kept.messages[reply].has_no_weight();
