@@ -1,7 +1,7 @@
 //! Few-shot prompts: train rows with their answers before each row's own prompt.
 
 use crate::chat::conversation::Conversation;
-use crate::error::{At, Result, TaskError};
+use crate::error::{Result, TaskError};
 use crate::row::{Row, RowKind};
 use crate::split::Split;
 use crate::task::Task;
@@ -13,10 +13,11 @@ impl Task {
     /// of itself. Where the task names no text to stop at, generation stops at the few-shot delimiter, before a further
     /// example.
     ///
-    /// A conversation has those of its examples as turns before its own, and the description as its system message.
+    /// A conversation has those of its examples as turns before its own. The description is its system message, or comes
+    /// before that which it has; for a chat template without that role, before the user's first message.
     ///
     /// # Errors
-    /// If there are not enough train rows, the rows are texts, or a conversation has a system message beside the description.
+    /// If there are not enough train rows, or the rows are texts.
     pub fn with_few_shot(&self, shots: usize, scored: Split) -> Result<Task> {
         if shots == 0 {
             return Ok(self.clone());
@@ -42,12 +43,13 @@ impl Task {
             let kind = match &row.kind {
                 RowKind::Plain { .. } => RowKind::Plain { instruction: String::new(), input: prompt.clone() },
                 RowKind::Conversation(own) => {
-                    let own = self.described(own).at(|| format!("task `{}`: row {}", self.name, row.number))?;
                     let shown = examples.iter().filter_map(|example| match &example.kind {
                         RowKind::Conversation(shown) => Some(shown),
                         RowKind::Plain { .. } | RowKind::Text => None,
                     });
-                    RowKind::Conversation(own.after(shown))
+                    let description = self.few_shot.description.trim();
+                    let description = Some(description.to_owned()).filter(|text| !text.is_empty());
+                    RowKind::Conversation(Conversation { description, ..own.after(shown) })
                 }
                 RowKind::Text => {
                     return Err(TaskError::Row("rows of `text` have no answers to show as examples".to_owned()));
@@ -60,20 +62,6 @@ impl Task {
             task.generation.stop.push(self.few_shot.delimiter.clone());
         }
         Ok(task)
-    }
-
-    /// A conversation after the description of few-shot prompts, if there is one.
-    fn described(&self, conversation: &Conversation) -> Result<Conversation> {
-        let description = self.few_shot.description.trim();
-        if description.is_empty() {
-            return Ok(conversation.clone());
-        }
-        conversation.with_system(description).ok_or_else(|| {
-            TaskError::Row(
-                "`fewshot_description` would be a second system message; leave it out, or the conversation's own"
-                    .to_owned(),
-            )
-        })
     }
 }
 
@@ -155,12 +143,17 @@ mod tests {
             examples.rows = vec![(Split::Train, train.clone()), (Split::Test, row)];
             examples.with_few_shot(1, Split::Test)
         };
-        let prompted = shown(&mut examples, chat(&[("user", "a"), ("assistant", "b")])).unwrap();
-        let RowKind::Conversation(read) = &prompted.rows[1].1.kind else { unreachable!() };
-        let texts: Vec<&str> = read.messages.iter().map(|message| message.content.as_str()).collect();
-        assert_eq!((texts, read.given), (vec!["Be brief.", "c", "d", "a", "b"], 4));
-        assert_eq!(read.messages[0].role, "system");
-        let error = shown(&mut examples, chat(&[("system", "s"), ("user", "a"), ("assistant", "b")])).unwrap_err();
-        assert!(error.chain().contains("row 1: `fewshot_description` would be a second system message"), "{error:?}");
+        let mut texts = |messages: &[(&str, &str)], takes_system: bool| {
+            let prompted = shown(&mut examples, chat(messages)).unwrap();
+            let RowKind::Conversation(read) = &prompted.rows[1].1.kind else { unreachable!() };
+            let read = read.described(takes_system);
+            let texts: Vec<String> = read.messages.iter().map(|message| message.content.clone()).collect();
+            (read.messages[0].role.clone(), texts.join("|"), read.given)
+        };
+        let turn = [("user", "a"), ("assistant", "b")];
+        assert_eq!(texts(&turn, true), ("system".to_owned(), "Be brief.|c|d|a|b".to_owned(), 4));
+        assert_eq!(texts(&turn, false), ("user".to_owned(), "Be brief.\nc|d|a|b".to_owned(), 3));
+        let with_system = [("system", "s"), turn[0], turn[1]];
+        assert_eq!(texts(&with_system, true), ("system".to_owned(), "Be brief.\ns|c|d|a|b".to_owned(), 4));
     }
 }

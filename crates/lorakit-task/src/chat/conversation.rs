@@ -1,6 +1,6 @@
 //! A conversation: messages with roles.
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::error::{At, Result, TaskError};
 use crate::json_value;
@@ -21,6 +21,8 @@ pub struct Conversation {
     pub tools: Option<Value>,
     /// How many messages, from the first, are given: their replies are not to be learned.
     pub given: usize,
+    /// A text that comes before all of it: the description of few-shot prompts. Where it goes, the template decides.
+    pub description: Option<String>,
 }
 
 /// One message of a conversation.
@@ -89,6 +91,17 @@ impl Message {
         self.is_reply() && self.fields.get("weight").and_then(Value::as_f64) == Some(0.0)
     }
 
+    /// Puts a line before its text.
+    fn prepend(&mut self, text: &str) {
+        self.content = format!("{text}\n{}", self.content);
+        match self.fields.get_mut("content") {
+            Some(Value::Array(parts)) => parts.insert(0, json!({"type": "text", "text": format!("{text}\n")})),
+            _ => {
+                self.fields.insert("content".to_owned(), self.content.clone().into());
+            }
+        }
+    }
+
     /// The functions that it calls, by name.
     fn called(&self) -> impl Iterator<Item = &str> {
         let calls = self.fields.get("tool_calls").and_then(Value::as_array).into_iter().flatten();
@@ -137,17 +150,27 @@ impl Conversation {
 
     /// The first `n` messages.
     pub(crate) fn prefix(&self, n: usize) -> Conversation {
-        Conversation { messages: self.messages[..n].to_vec(), tools: self.tools.clone(), given: self.given.min(n) }
+        Conversation { messages: self.messages[..n].to_vec(), given: self.given.min(n), ..self.without_messages() }
     }
 
-    /// The conversation with a system message before it; None if it has one.
-    pub(crate) fn with_system(&self, text: &str) -> Option<Conversation> {
-        if self.messages.iter().any(|message| message.role == SYSTEM) {
-            return None;
+    fn without_messages(&self) -> Conversation {
+        Conversation { tools: self.tools.clone(), description: self.description.clone(), ..Conversation::default() }
+    }
+
+    /// The conversation with its description among the messages: before its system message's text, else as a system message
+    /// or, for a template that takes none, before the text of the user's first message.
+    pub(crate) fn described(&self, takes_system: bool) -> Conversation {
+        let mut described = self.clone();
+        let Some(text) = described.description.take() else { return described };
+        let place = |role: &str| self.messages.iter().position(|message| message.role == role);
+        match place(SYSTEM).or_else(|| place(USER).filter(|_| !takes_system)) {
+            Some(at) => described.messages[at].prepend(&text),
+            None => {
+                described.messages.insert(0, Message::new(if takes_system { SYSTEM } else { USER }, &text));
+                described.given += 1;
+            }
         }
-        let mut messages = self.messages.clone();
-        messages.insert(0, Message::new(SYSTEM, text));
-        Some(Conversation { messages, given: self.given + 1, ..self.clone() })
+        described
     }
 
     /// The conversation with the turns of others before its own, after its system messages. Their replies are not learned.
@@ -177,7 +200,6 @@ impl Conversation {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn a_message_keeps_all_its_fields_and_its_parts_of_text_are_joined() {

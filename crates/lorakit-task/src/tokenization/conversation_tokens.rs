@@ -104,7 +104,10 @@ pub(crate) fn encode_prompt(
 /// The row as a conversation whose last reply is `answer`; None if it is encoded as plain text.
 pub(crate) fn conversation_of(row: &Row, answer: &str, tokenizer: &Tokenizer) -> Result<Option<Conversation>> {
     match &row.kind {
-        RowKind::Conversation(conversation) => Ok(Some(conversation.clone())),
+        RowKind::Conversation(conversation) if conversation.description.is_none() => Ok(Some(conversation.clone())),
+        RowKind::Conversation(conversation) => {
+            Ok(Some(conversation.described(tokenizer.chat_template()?.has_system_role())))
+        }
         RowKind::Plain { instruction, input } if tokenizer.encoding().chat => {
             let takes_system = tokenizer.chat_template()?.has_system_role();
             let mut messages = match (instruction.as_str(), input.as_str()) {
