@@ -48,7 +48,11 @@ impl ComparedRun<'_> {
         }
         let tasks: BTreeSet<&str> = shared.iter().map(|(_, task)| task.as_str()).collect();
         let (before, now) = (rows(&config["tasks"]), rows(&self.config["tasks"]));
-        let same = |task: &str| before.get(task).zip(now.get(task)).is_none_or(|(before, now)| before == now);
+        let (before_count, count) = (counts(&config["tasks"]), counts(&self.config["tasks"]));
+        let same = |task: &str| {
+            before.get(task).zip(now.get(task)).is_none_or(|(before, now)| before == now)
+                && before_count.get(task).zip(count.get(task)).is_none_or(|(before, now)| before == now)
+        };
         if !tasks.into_iter().all(same) {
             keys.push("tasks");
         }
@@ -72,6 +76,14 @@ fn rows<'a>(tasks: &'a Value) -> BTreeMap<&'a str, (&'a Value, &'a Value)> {
     tasks.as_array().into_iter().flatten().filter_map(rows).collect()
 }
 
+/// The number of rows of each task in a list of a configuration, where it is known: one file may be read as more or fewer
+/// rows by another version.
+fn counts(tasks: &Value) -> BTreeMap<&str, u64> {
+    let count = |task: &'_ Value| task["rows"].as_u64();
+    let named = tasks.as_array().into_iter().flatten().filter_map(|task| Some((task["name"].as_str()?, count(task)?)));
+    named.collect()
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -87,7 +99,7 @@ mod tests {
         let routers: Vec<RouterArg> = ["uniform", "cm"].iter().map(|text| text.parse().unwrap()).collect();
         let config = json!({
             "base": "b", "seed": 0, "split": "test", "experts": ["e"], "library": "l", "fit": [],
-            "tasks": [{"name": "a", "sha256": "1", "split_seed": 0}],
+            "tasks": [{"name": "a", "sha256": "1", "split_seed": 0, "rows": 4}],
         });
         let run = ComparedRun { config: &config, routers: &routers, tasks: &tasks };
         let with = |key: &str, value: Value| {
@@ -112,6 +124,9 @@ mod tests {
         assert_eq!(keys("arrow", "a", &with("experts", json!(["e", "f"]))), ["experts"]);
         let rows = |sha256: &str| json!([{"name": "a", "sha256": sha256, "split_seed": 0}]);
         assert_eq!(keys("base", "a", &with("tasks", rows("2"))), ["tasks"]);
+        assert_eq!(keys("base", "a", &with("tasks", rows("1"))), [""; 0], "the number of rows is not known");
+        let more = json!([{"name": "a", "sha256": "1", "split_seed": 0, "rows": 5}]);
+        assert_eq!(keys("base", "a", &with("tasks", more)), ["tasks"]);
         assert_eq!(keys("tp", "a", &with("fit", rows("2"))), ["fit"]);
         assert_eq!(keys("arrow", "a", &with("fit", rows("2"))), [""; 0], "it is not fitted");
     }
