@@ -210,9 +210,12 @@ impl EvalArgs {
                 fit.iter().try_for_each(|fit| rows.ensure_apart(fit))?;
             }
         }
-        let mut tasks = failures.with_rows(tasks, options, context)?;
+        // A metric of a task that cannot be evaluated is no mistake.
         if !self.metrics.is_empty() {
             self.ensure_metrics(&tasks)?;
+        }
+        let mut tasks = failures.with_rows(tasks, options, context)?;
+        if !self.metrics.is_empty() {
             tasks.iter_mut().for_each(|task| task.metrics.retain(|metric| self.metrics.contains(metric)));
         }
         Ok(tasks)
@@ -225,7 +228,7 @@ impl EvalArgs {
         let names = || known.iter().map(|metric| metric.name()).collect::<Vec<_>>().join(", ");
         ensure!(
             unknown.is_none(),
-            "--metrics {}: no evaluated task has it; they have {}",
+            "--metrics {}: no task has it; they have {}",
             unknown.map_or("", |metric| metric.name()),
             names()
         );
