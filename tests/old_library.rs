@@ -99,7 +99,9 @@ fn a_router_is_fitted_again_beside_the_old_one() {
     };
     assert_eq!(new.len(), 2, "{new:?}");
     // Rounding differs between machines.
-    for (old, new) in state(&after, true).into_iter().zip(state(&after, false)) {
+    let (old, new) = (state(&after, true), state(&after, false));
+    assert_eq!(old.len(), new.len());
+    for (old, new) in old.into_iter().zip(new) {
         assert!((old - new).abs() < 1e-3, "{old} {new}");
     }
 }
