@@ -161,6 +161,11 @@ impl MergeArgs {
         {
             context.warn(warning)?;
         }
+        if let (Method::Given(merge), Some(calibration)) = (&self.method, &self.calibrate)
+            && let Some(warning) = calibration.warning(&**merge)
+        {
+            context.warn(warning)?;
+        }
         let source = MergeSource { library, experts, base };
         let made = match &self.method {
             Method::Given(merge) => self.merge_given(&**merge, source),

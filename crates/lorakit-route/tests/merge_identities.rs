@@ -416,6 +416,52 @@ fn experts_of_weight_zero_add_no_ranks() {
     assert_eq!(update(&all, "q"), update(&two, "q"));
 }
 
+/// Merges in which experts of any weight vote on signs, as in PEFT; or whose basis is that of all experts, with such a merge in
+/// it.
+const OF_ALL_EXPERTS: [&str; 7] = ["ties", "ties_svd", "dare_ties", "dare_ties_svd", "core_space", "knots", "ctm"];
+
+#[test]
+fn experts_of_weight_zero_have_no_effect() {
+    let experts: Vec<Expert> = [("one", 1, 2.0), ("two", 3, 0.5), ("three", 5, -1.0)]
+        .map(|(name, seed, scale)| expert(name, [("q", random(seed, 3, 9, 7, scale))]))
+        .into();
+    let (weights, without) = ([0.7, -0.4, 0.0], [0.7, -0.4]);
+    let mut compared = 0;
+    for calibration in ["", "pico", "pico:basis=factors"] {
+        for about in MERGES {
+            let made = |experts: &[Expert], weights: &[f64]| {
+                let (merge, coefficients) = (parse_merge(about.name).unwrap(), Coefficients::new(weights.to_vec()));
+                match calibration {
+                    "" => merge.merge(experts, &coefficients),
+                    text => parse_calibration(text).unwrap().merge(&*merge, experts, &coefficients),
+                }
+                .unwrap()
+            };
+            let zero = made(&experts, &[0.0; 3]);
+            assert_eq!(zero.adapter.norm(), 0.0, "{}", about.name);
+            let report = &zero.report[0];
+            assert!(report.retained.is_finite() && report.error.is_finite(), "{}: {report:?}", about.name);
+            if OF_ALL_EXPERTS.contains(&about.name) {
+                continue;
+            }
+            let (all, two) = (made(&experts, &weights), made(&experts[..2], &without));
+            let expected: Vec<f64> = two.adapter.modules()["q"].delta().into_iter().map(f64::from).collect();
+            assert_delta(&all.adapter.modules()["q"], &expected, 1e-5, &format!("{calibration} {}", about.name));
+            compared += 1;
+        }
+    }
+    assert_eq!(compared, 3 * (MERGES.len() - OF_ALL_EXPERTS.len()));
+    for text in ["ctm:merge=task_arithmetic", "ctm:merge=task_arithmetic,beta=1,rank=2", "robust:density=1,clamp=1"] {
+        let (all, two) = (merge(text, &experts, &weights), merge(text, &experts[..2], &without));
+        let expected: Vec<f64> = two.adapter.modules()["q"].delta().into_iter().map(f64::from).collect();
+        assert_delta(&all.adapter.modules()["q"], &expected, 1e-5, text);
+    }
+    // Its rank is no obstacle.
+    let wide = [experts[0].clone(), expert("wide", [("q", random(7, 4, 9, 7, 1.0))])];
+    let (all, alone) = (merge("robust", &wide, &[0.7, 0.0]), merge("robust", &wide[..1], &[0.7]));
+    assert_eq!(all.adapter.modules(), alone.adapter.modules());
+}
+
 #[test]
 fn a_key_that_peft_takes_from_the_base_does_not_keep_experts_apart() {
     let turned = |expert: &Expert| {
@@ -448,6 +494,23 @@ fn settings_that_one_expert_ignores_are_named() {
         ["cat", "linear", "task_arithmetic", "ties:density=1", "ties:convention=paper,density=0.2", "svd:rank=1"]
     {
         assert_eq!(warning(text, 1), None, "{text}");
+    }
+}
+
+#[test]
+fn factors_that_calibration_replaces_are_named() {
+    let warning = |text: &str| parse_calibration("pico").unwrap().warning(&*parse_merge(text).unwrap());
+    for (text, setting) in [
+        ("task_arithmetic:scale=0.3", "scale=0.3"),
+        ("ties:scale=2", "scale=2"),
+        ("core_space:scale=0.5", "scale=0.5"),
+        ("robust:factor=1", "factor=1"),
+    ] {
+        let said = warning(text).unwrap();
+        assert!(said.contains("mean norm") && said.ends_with(setting), "{said}");
+    }
+    for about in MERGES {
+        assert_eq!(warning(about.name), None, "{}", about.name);
     }
 }
 
@@ -586,9 +649,10 @@ fn calibrated_experts_depend_on_the_deltas_alone() {
     let experts = mixed();
     let turned: Vec<Expert> = experts.iter().map(gauged).collect();
     let calibration = parse_calibration("pico").unwrap();
-    let [first, second] = [&experts, &turned].map(|of| calibration.calibrated(of).unwrap());
+    let ones = Coefficients::ones(3);
+    let [first, second] = [&experts, &turned].map(|of| calibration.calibrated(of, &ones).unwrap());
     let by_factors = parse_calibration("pico:basis=factors").unwrap();
-    let [raw, other_raw] = [&experts, &turned].map(|of| by_factors.calibrated(of).unwrap());
+    let [raw, other_raw] = [&experts, &turned].map(|of| by_factors.calibrated(of, &ones).unwrap());
     for at in 0..experts.len() {
         let before = &experts[at].adapter;
         assert_eq!(first[at].adapter.modules().keys().collect::<Vec<_>>(), before.modules().keys().collect::<Vec<_>>());
@@ -620,6 +684,21 @@ fn calibrated_merges_have_the_mean_norm_of_the_experts() {
         assert!((of([2.0, -1.0, 1.0]) / ((2.0 * norm(0) + norm(1) + norm(2)) / 4.0) - 1.0).abs() < 1e-6, "{text}");
         assert_eq!(of([0.0; 3]), 0.0, "{text}");
     }
+}
+
+#[test]
+fn what_rounding_leaves_of_canceling_experts_is_not_enlarged() {
+    let one = expert("one", [("q", random(1, 3, 9, 7, 2.0))]);
+    let twins = [one.clone(), Expert::new("twin", one.adapter.clone())];
+    let calibration = parse_calibration("pico").unwrap();
+    let norm = |weights: [f64; 2]| {
+        let coefficients = Coefficients::new(weights.to_vec());
+        calibration.merge(&Concatenation, &twins, &coefficients).unwrap().adapter.norm()
+    };
+    let own = one.adapter.norm();
+    assert!(norm([0.7, -0.7]) < 1e-5 * own);
+    // A small difference is one.
+    assert!((norm([0.7, -0.69]) / own - 1.0).abs() < 1e-4);
 }
 
 #[test]

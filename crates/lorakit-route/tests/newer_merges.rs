@@ -123,8 +123,8 @@ fn pico_matches_its_authors() {
         };
         let experts = oracle.experts(case, scaled);
         let calibration = parse_calibration(&format!("pico:basis={basis}")).unwrap();
-        let calibrated = calibration.calibrated(&experts).unwrap();
         let weights = Coefficients::uniform(experts.len());
+        let calibrated = calibration.calibrated(&experts, &weights).unwrap();
         let mean = calibration.merge(&*parse_merge("cat").unwrap(), &experts, &weights).unwrap().adapter;
         for (path, of) in case["modules"].as_object().unwrap() {
             if !of["delta"].is_null() {

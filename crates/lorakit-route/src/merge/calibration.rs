@@ -6,21 +6,24 @@
 //! takes `C = sum_i B_i B_i'` (`basis=factors`), without scales: refactoring an adapter as `(B R^-1, R A)` then changes the
 //! result.
 //!
-//! An expert that leaves a module as it is shares nothing there, and is not counted. The mean of the norms is weighted by
-//! the magnitudes of the experts' weights, whose common factor therefore has no effect on a sum.
+//! An expert that leaves a module as it is, or has weight zero, shares nothing there, and is not counted. The mean of the
+//! norms is weighted by the magnitudes of the experts' weights, whose common factor therefore has no effect on a sum. Nor
+//! has a factor of the merge, such as `scale=` of a task vector or `factor=` of `robust`. A result of at most 1e-6 of the sum
+//! of the norms is what rounding leaves of deltas that cancel, and keeps its norm.
 
-use crate::error::{Result, RouteError};
+use crate::error::Result;
 use crate::library_stack::Expert;
 use crate::merge::coefficients::Coefficients;
-use crate::merge::low_rank_product::widened_b;
+use crate::merge::low_rank_product::{single_precision, widened_b};
 use crate::merge::merge_method::MergeMethod;
 use crate::merge::merge_report::Merged;
 use crate::merge::module::{Module, ModuleExpert, paths};
 use crate::merge::shared_basis::{Basis, Directions, factor_directions, output_directions};
 use crate::method_info::{self, MethodInfo};
-use crate::method_settings::{Settings, defaults, read, write};
+use crate::method_settings::{Settings, defaults, read, typed_pairs, write};
+use crate::ordered_results::ordered_results;
 use faer::Mat;
-use lorakit_adapter::{LowRank, Matrix};
+use lorakit_adapter::LowRank;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -49,6 +52,9 @@ pub static PICO: MethodInfo<PicoCalibration> = MethodInfo {
     version: 1,
 };
 
+/// Settings of merges that multiply the result.
+const FACTORS: [&str; 2] = ["scale", "factor"];
+
 /// The calibration `pico`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -71,27 +77,41 @@ impl PicoCalibration {
     /// # Errors
     /// As the merge itself.
     pub fn merge(&self, merge: &dyn MergeMethod, experts: &[Expert], coefficients: &Coefficients) -> Result<Merged> {
-        let merged = merge.merge(&self.calibrated(experts)?, coefficients)?;
-        let rescaled = |(path, update): (&String, &LowRank)| {
+        let merged = merge.merge(&self.calibrated(experts, coefficients)?, coefficients)?;
+        let rescaled = |(path, update): (&String, &LowRank)| -> Result<_> {
             let module = Module::of(path, experts, coefficients)?;
-            let (norm, mean) = (update.norm(), mean_norm(&module));
-            // Without weights there is no mean, and zero has no direction.
-            let factor = if norm > 0.0 { mean.map_or(1.0, |mean| mean / norm) } else { 1.0 };
-            Ok((path.clone(), with_b(&module, update, &widened_b(update, factor))?))
+            let b = widened_b(update, factor_to_mean(&module, update.norm()));
+            Ok((path.clone(), module.with_b(update, single_precision(b.as_ref()))?))
         };
-        let updates = merged.adapter.modules().par_iter().map(rescaled).collect::<Result<BTreeMap<_, _>>>()?;
+        let modules: Vec<(&String, &LowRank)> = merged.adapter.modules().iter().collect();
+        let updates = ordered_results(modules.into_par_iter().map(rescaled))?.into_iter().collect();
         Ok(Merged { adapter: merged.adapter.with_updates(updates), report: merged.report })
     }
 
-    /// The experts with shared output directions damped; their ranks and A's stay.
+    /// A warning about settings of a merge that only multiply its result, whose norm is then replaced.
+    pub fn warning(&self, merge: &dyn MergeMethod) -> Option<String> {
+        let (typed, usage) = (merge.to_string(), merge.info().usage());
+        let defaults = settings_of(&usage);
+        let changed = |(key, value): &(&str, &str)| {
+            let default = defaults.iter().find(|(other, _)| other == key).map_or("1", |(_, default)| default);
+            FACTORS.contains(key) && *value != default
+        };
+        let (key, value) = settings_of(&typed).into_iter().find(changed)?;
+        Some(format!(
+            "{typed}: under {self}, the result has the mean norm of the experts' deltas, whatever {key}={value}"
+        ))
+    }
+
+    /// The experts with shared output directions damped; their ranks and A's stay. Those of weight zero share nothing, and
+    /// stay as they are.
     ///
     /// # Errors
-    /// If the experts differ in the shape of a module, or a decomposition fails.
-    pub fn calibrated(&self, experts: &[Expert]) -> Result<Vec<Expert>> {
-        let each = Coefficients::ones(experts.len());
+    /// If weights are not one finite number per expert, the experts differ in the shape of a module, or a decomposition fails.
+    pub fn calibrated(&self, experts: &[Expert], coefficients: &Coefficients) -> Result<Vec<Expert>> {
+        coefficients.check(experts)?;
         let paths: Vec<&str> = paths(experts).into_iter().collect();
-        let damped = paths.par_iter().map(|path| self.damped(&Module::of(path, experts, &each)?));
-        let damped: Vec<Vec<(usize, LowRank)>> = damped.collect::<Result<_>>()?;
+        let damped = paths.par_iter().map(|path| self.damped(&Module::of(path, experts, coefficients)?));
+        let damped: Vec<Vec<(usize, LowRank)>> = ordered_results(damped)?;
         let mut updates: Vec<BTreeMap<String, LowRank>> = vec![BTreeMap::new(); experts.len()];
         for (path, of_module) in paths.iter().zip(damped) {
             for (expert, update) in of_module {
@@ -104,31 +124,46 @@ impl PicoCalibration {
         Ok(experts.iter().zip(updates).map(with).collect())
     }
 
-    /// Each expert's update of a module with shared directions damped.
+    /// Each expert's update of a module, with shared directions damped among those that change it.
     fn damped(&self, module: &Module) -> Result<Vec<(usize, LowRank)>> {
-        let changing = module.parts.iter().filter(|part| part.update.norm() > 0.0).count();
-        if changing <= 1 {
+        let mut changing = module.of_summands();
+        changing.parts.retain(|part| part.update.norm() > 0.0);
+        let others = changing.parts.len().saturating_sub(1);
+        if others == 0 {
             return Ok(module.parts.iter().map(|part| (part.expert, part.update.clone())).collect());
         }
         let Directions { vectors, values } = match self.basis {
-            Basis::Deltas => output_directions(module)?,
-            Basis::Factors => factor_directions(module)?,
+            Basis::Deltas => output_directions(&changing)?,
+            Basis::Factors => factor_directions(&changing)?,
         };
         let total: f64 = values.iter().map(|value| value * value).sum();
-        let less = |value: &f64| 1.0 / (1.0 + (changing - 1) as f64 * value * value / total) - 1.0;
-        let less: Vec<f64> = values.iter().map(less).collect();
+        let damping = |value: &f64| 1.0 / (1.0 + others as f64 * value * value / total) - 1.0;
+        let damping: Vec<f64> = values.iter().map(damping).collect();
         let damp = |part: &ModuleExpert| {
+            if !changing.parts.iter().any(|of| of.expert == part.expert) {
+                return Ok((part.expert, part.update.clone()));
+            }
             let b = widened_b(part.update, 1.0);
             let inside = vectors.transpose() * &b;
-            let change = Mat::from_fn(inside.nrows(), inside.ncols(), |row, column| less[row] * inside[(row, column)]);
-            Ok((part.expert, with_b(module, part.update, &(b + &vectors * change))?))
+            let change =
+                Mat::from_fn(inside.nrows(), inside.ncols(), |row, column| damping[row] * inside[(row, column)]);
+            let b = b + &vectors * change;
+            Ok((part.expert, module.with_b(part.update, single_precision(b.as_ref()))?))
         };
         module.parts.iter().map(damp).collect()
     }
 }
 
-/// The mean norm of the experts' deltas, weighted by the magnitudes of their weights, over those that change the module.
-fn mean_norm(module: &Module) -> Option<f64> {
+/// The settings in a method's text.
+fn settings_of(text: &str) -> Vec<(&str, &str)> {
+    typed_pairs(text.split_once(':').map(|(_, settings)| settings))
+}
+
+/// What gives a merged delta of norm `norm` the mean norm of the experts' deltas, weighted by the magnitudes of their weights,
+/// over those that change the module. 1 without weights, where there is no mean, and where the deltas cancel: what remains
+/// then is rounding noise.
+fn factor_to_mean(module: &Module, norm: f64) -> f64 {
+    const ROUNDING: f64 = 1e-6;
     let (mut sum, mut weights) = (0.0, 0.0);
     for part in &module.parts {
         let norm = part.update.norm();
@@ -137,12 +172,5 @@ fn mean_norm(module: &Module) -> Option<f64> {
             weights += part.weight.abs();
         }
     }
-    (weights > 0.0).then(|| sum / weights)
-}
-
-/// The same update with another B.
-fn with_b(module: &Module, update: &LowRank, b: &Mat<f64>) -> Result<LowRank> {
-    let values = (0..b.nrows()).flat_map(|row| (0..b.ncols()).map(move |column| b[(row, column)] as f32)).collect();
-    let made = || LowRank::new(update.a().clone(), Matrix::new(b.nrows(), b.ncols(), values)?, update.scale());
-    made().map_err(|source| RouteError::MergedMatrix { module: module.path.to_owned(), source: Box::new(source) })
+    if sum > 0.0 && norm > ROUNDING * sum { sum / weights / norm } else { 1.0 }
 }

@@ -81,11 +81,12 @@ impl CompressThenMerge {
         };
         let cores: Vec<Mat<f64>> = module.parts.iter().map(core).collect();
         let ranks = [left.ncols(), right.ncols()].map(|most| self.rank.at(module, most));
-        if ranks.contains(&0) {
+        let normalized = self.normalized(module, &cores);
+        if ranks.contains(&0) || normalized.iter().all(|matrix| matrix.norm_l2() == 0.0) {
             let (b, a) = (Mat::zeros(module.output, 0), Mat::zeros(0, module.input));
             return LowRankProduct { b, a }.exact(module);
         }
-        let common = common_directions(module, &self.normalized(&cores), ranks, self.stop)?;
+        let common = common_directions(module, &normalized, ranks, self.stop)?;
         let CommonDirections { left: p, right: q, kept } = common;
         let compressed = cores.iter().map(|core| p.transpose() * core * &q).collect();
         let merged = merged_in_basis(&self.inner, module, compressed);
@@ -101,9 +102,11 @@ impl CompressThenMerge {
         Ok(MergedModule { retained, ..product.exact(module)? })
     }
 
-    /// The matrices with norms between their own and the mean; zeros stay, and have no part in the mean.
-    fn normalized(&self, matrices: &[Mat<f64>]) -> Vec<Mat<f64>> {
-        let norms: Vec<f64> = matrices.iter().map(|matrix| matrix.norm_l2()).collect();
+    /// The matrices with norms between their own and the mean. Those of experts of weight zero become zero; zeros stay, and
+    /// have no part in the mean.
+    fn normalized(&self, module: &Module, matrices: &[Mat<f64>]) -> Vec<Mat<f64>> {
+        let norm = |(part, matrix): (&ModuleExpert, &Mat<f64>)| if part.weight == 0.0 { 0.0 } else { matrix.norm_l2() };
+        let norms: Vec<f64> = module.parts.iter().zip(matrices).map(norm).collect();
         let count = norms.iter().filter(|norm| **norm > 0.0).count();
         let mean = norms.iter().sum::<f64>() / count.max(1) as f64;
         let factor = |norm: f64| if norm > 0.0 { self.beta + (1.0 - self.beta) * mean / norm } else { 0.0 };

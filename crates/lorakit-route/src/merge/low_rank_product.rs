@@ -132,7 +132,7 @@ fn widened(values: &[f32], rows: usize, columns: usize, factor: f64) -> Mat<f64>
 }
 
 /// Row-major f32 values.
-fn single_precision(matrix: MatRef<f64>) -> Vec<f32> {
+pub(super) fn single_precision(matrix: MatRef<f64>) -> Vec<f32> {
     (0..matrix.nrows()).flat_map(|row| (0..matrix.ncols()).map(move |column| matrix[(row, column)] as f32)).collect()
 }
 

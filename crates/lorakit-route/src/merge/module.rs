@@ -5,7 +5,7 @@ use crate::library_stack::Expert;
 use crate::merge::coefficients::Coefficients;
 use crate::merge::merge_report::{Merged, ModuleReport, Retained};
 use crate::ordered_results::ordered_results;
-use lorakit_adapter::{Adapter, AdapterMetadata, LowRank, Matrix};
+use lorakit_adapter::{Adapter, AdapterError, AdapterMetadata, LowRank, Matrix};
 use rayon::prelude::*;
 use std::collections::BTreeSet;
 
@@ -24,6 +24,7 @@ pub(super) struct Module<'a> {
 }
 
 /// One expert's part of a module.
+#[derive(Clone, Copy)]
 pub(super) struct ModuleExpert<'a> {
     pub expert: usize,
     pub name: &'a str,
@@ -71,6 +72,11 @@ impl<'a> Module<'a> {
         self.parts.iter().filter(|part| part.weight * part.update.scale() != 0.0).collect()
     }
 
+    /// The module with its summands alone.
+    pub(super) fn of_summands(&self) -> Self {
+        Self { parts: self.summands().into_iter().copied().collect(), ..*self }
+    }
+
     /// The sum of the experts' ranks.
     pub(super) fn rank_sum(&self) -> usize {
         self.parts.iter().map(|part| part.update.rank()).sum()
@@ -100,7 +106,17 @@ impl<'a> Module<'a> {
     /// The update `B A` from row-major values.
     pub(super) fn update(&self, rank: usize, a: Vec<f32>, b: Vec<f32>) -> Result<LowRank> {
         let pair = || LowRank::new(Matrix::new(rank, self.input, a)?, Matrix::new(self.output, rank, b)?, 1.0);
-        pair().map_err(|source| RouteError::MergedMatrix { module: self.path.to_owned(), source: Box::new(source) })
+        pair().map_err(|source| self.invalid(source))
+    }
+
+    /// The same update with another B, from row-major values.
+    pub(super) fn with_b(&self, update: &LowRank, b: Vec<f32>) -> Result<LowRank> {
+        let pair = || LowRank::new(update.a().clone(), Matrix::new(self.output, update.rank(), b)?, update.scale());
+        pair().map_err(|source| self.invalid(source))
+    }
+
+    fn invalid(&self, source: AdapterError) -> RouteError {
+        RouteError::MergedMatrix { module: self.path.to_owned(), source: Box::new(source) }
     }
 
     /// An update of zero: PEFT has no rank 0.

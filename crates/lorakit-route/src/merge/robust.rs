@@ -5,7 +5,7 @@
 //! `g_ij = |A_ij|_1 / |trimmed A_ij|_1`, and small scales are raised to the one at the share `1 - clamp` of its expert's in
 //! increasing order. Then `A = factor sum_i A_i` and `B_j = factor sum_i w_i s_i g_ij B_ij / sum_i g_ij`. As the sums of A
 //! and B are taken separately, the result contains terms of one expert's B with another's A, depends on how an adapter is
-//! factored, and needs equal ranks. The authors' code ignores scales and keeps the first expert's; this is the same where
+//! factored, and needs equal ranks. Experts of weight zero are left out. The authors' code ignores scales and keeps the first expert's; this is the same where
 //! scales are equal.
 
 use crate::error::Result;
@@ -82,6 +82,11 @@ impl MergeMethod for RobustMerge {
 
 impl RobustMerge {
     fn merge_module(&self, module: &Module) -> Result<MergedModule> {
+        // An expert of weight zero would add its A.
+        let module = &module.of_summands();
+        if module.parts.is_empty() {
+            return Ok(MergedModule { update: module.zero()?, retained: Retained::ALL });
+        }
         let rank = module.equal_rank(ROBUST.name, "tsv")?;
         let (mut a, mut b) = (vec![0f64; rank * module.input], vec![0f64; module.output * rank]);
         let mut total = vec![0f64; rank];
