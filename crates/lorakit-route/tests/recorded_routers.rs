@@ -116,7 +116,10 @@ fn scores_match() {
     let recorded = Recorded::open();
     let assert_scores = |case: &Value, name: &str, score: &dyn Fn(&LowRank, &[f32]) -> f64| {
         let library = recorded.library(case);
-        for (x, expected) in rows::<f32>(&recorded.0["x"]).iter().zip(rows::<f64>(&case[name])) {
+        let (tokens, scores) = (rows::<f32>(&recorded.0["x"]), rows::<f64>(&case[name]));
+        assert_eq!((tokens.len(), scores.len()), (6, 6), "{} {name}", case["id"]);
+        for (x, expected) in tokens.iter().zip(scores) {
+            assert_eq!(expected.len(), library.len(), "{} {name}", case["id"]);
             for (expert, expected) in expected.iter().enumerate() {
                 let found = score(library.module(expert, MODULE).unwrap(), x);
                 assert!((found / expected - 1.0).abs() < 1e-6, "{} {name}: {found} and {expected}", case["id"]);
@@ -131,7 +134,9 @@ fn scores_match() {
         let square = |(v, s): (&[f32], &f64)| (dot(v, x) * if weighs { *s } else { 1.0 }).powi(2);
         products.map(square).sum::<f64>().sqrt()
     };
-    for case in recorded.cases("scores/") {
+    let (scores, seqr) = (recorded.cases("scores/"), recorded.cases("seqr/"));
+    assert_eq!((scores.len(), seqr.len()), (2, 2));
+    for case in scores {
         assert_scores(case, "arrow_abs_v1_x", &arrow);
         assert_scores(case, "spectr_length_V_x", &|update, x| projected(update, x, false));
         assert_scores(case, "norm_scaled_s_B_A_x", &|update, x| projected(update, x, true));
@@ -145,7 +150,7 @@ fn scores_match() {
         }
     }
     // SEQR's scores before it standardizes them.
-    for case in recorded.cases("seqr/") {
+    for case in seqr {
         assert_scores(case, "spectr_length_V_x", &|update, x| projected(update, x, false));
         assert_scores(case, "norms", &|update, x| projected(update, x, true));
     }
