@@ -12,20 +12,18 @@
 //! Cost: Arrow's product, and one of each token with the ranks of its shortlist, or of all experts if the shortlist is long.
 
 use crate::error::Result;
-use crate::fixed::uniform::uniform_patch;
 use crate::library_stack::LibraryStack;
 use crate::limit::Limit;
 use crate::method_info::MethodInfo;
 use crate::method_settings::{Settings, defaults, read, write};
-use crate::mixing::Mixing;
 use crate::router::{Router, RouterContext};
-use crate::site_patches::site_patches;
 use crate::token::prototypes::{PrototypeScope, prototypes};
 use crate::token::scorer::Scorer;
-use crate::token::subspaces::{SubspaceMeasure, Subspaces};
+use crate::token::subspace_patches::subspace_patches;
+use crate::token::subspaces::SubspaceMeasure;
 use crate::token::token_routing::equal_weights;
 use candle_core::Tensor;
-use lorakit_lora::{Patches, SiteRole};
+use lorakit_lora::Patches;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::Arc;
@@ -69,18 +67,12 @@ impl Router for Lag {
     }
 
     fn patches(&self, experts: &LibraryStack, context: &RouterContext) -> Result<Patches> {
-        site_patches(experts, |index, site, stack| {
-            if site.role == SiteRole::Embedding {
-                return uniform_patch(Mixing::Outputs, experts, site, stack);
-            }
-            let Some((subspaces, candidates)) = Subspaces::new(experts, site, stack, SubspaceMeasure::Length)? else {
-                return Ok(None);
-            };
+        subspace_patches(experts, SubspaceMeasure::Length, |(index, site, stack), subspaces, candidates| {
             // Those of the same experts.
             let vectors = prototypes(experts, site, &PrototypeScope::None.groups(site))?.vectors;
             let vectors = Tensor::from_vec(vectors, (subspaces.len(), site.input), stack.device())?;
             let scored = (Scorer::Shortlist { vectors, top_k: self.top_k.0, subspaces }, candidates);
-            equal_weights(experts, (index, site, stack), scored, 1, context).map(Some)
+            equal_weights(experts, (index, site, stack), scored, 1, context)
         })
     }
 }

@@ -13,6 +13,7 @@ pub mod prototypes;
 pub mod random;
 mod scorer;
 pub mod spectr;
+pub(crate) mod subspace_patches;
 pub mod subspaces;
 pub(crate) mod token_routing;
 mod top_k;

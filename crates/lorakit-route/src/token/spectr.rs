@@ -14,18 +14,16 @@
 //! Cost: one product of each token with all experts' ranks, where Arrow has one row for each expert.
 
 use crate::error::Result;
-use crate::fixed::uniform::uniform_patch;
 use crate::library_stack::LibraryStack;
 use crate::limit::Limit;
 use crate::method_info::MethodInfo;
 use crate::method_settings::{Settings, defaults, read, write};
-use crate::mixing::Mixing;
 use crate::router::{Router, RouterContext};
-use crate::site_patches::site_patches;
 use crate::token::scorer::Scorer;
-use crate::token::subspaces::{SubspaceMeasure, Subspaces};
+use crate::token::subspace_patches::subspace_patches;
+use crate::token::subspaces::SubspaceMeasure;
 use crate::token::token_routing::equal_weights;
-use lorakit_lora::{Patches, SiteRole};
+use lorakit_lora::Patches;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::Arc;
@@ -71,15 +69,8 @@ impl Router for Spectr {
     }
 
     fn patches(&self, experts: &LibraryStack, context: &RouterContext) -> Result<Patches> {
-        site_patches(experts, |index, site, stack| {
-            if site.role == SiteRole::Embedding {
-                return uniform_patch(Mixing::Outputs, experts, site, stack);
-            }
-            let Some((subspaces, candidates)) = Subspaces::new(experts, site, stack, self.measure)? else {
-                return Ok(None);
-            };
-            let scored = (Scorer::Subspaces(subspaces), candidates);
-            equal_weights(experts, (index, site, stack), scored, self.top_k.0, context).map(Some)
+        subspace_patches(experts, self.measure, |at, subspaces, candidates| {
+            equal_weights(experts, at, (Scorer::Subspaces(subspaces), candidates), self.top_k.0, context)
         })
     }
 }
