@@ -97,7 +97,7 @@ impl Adapter {
     }
 
     /// The same adapter with this warning in place of one of the same subject, if it has one.
-    pub(crate) fn with_warning_of(mut self, warning: &Warning) -> Self {
+    pub(crate) fn with_warning_replaced(mut self, warning: &Warning) -> Self {
         self.warnings.iter_mut().filter(|own| own.subject == warning.subject).for_each(|own| *own = warning.clone());
         self
     }

@@ -29,7 +29,7 @@ pub struct ForwardPlan {
     cache: Option<KvCache>,
     output: Option<OutputTokens>,
     precision: TokenPrecision,
-    /// What the queries of each token are multiplied with, where that is not one.
+    /// What the queries of each token are multiplied by, where that is not one.
     query_factors: Option<Arc<[f32]>>,
 }
 
@@ -155,7 +155,7 @@ impl ForwardPlan {
         }
     }
 
-    /// What the queries of each token are multiplied with, where that is not one.
+    /// What the queries of each token are multiplied by, where that is not one.
     pub(crate) fn query_factors(&self) -> Option<&Arc<[f32]>> {
         self.query_factors.as_ref()
     }

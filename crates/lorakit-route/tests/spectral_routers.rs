@@ -109,7 +109,7 @@ fn lag_is_arrow_with_a_shortlist_of_one_and_spectr_with_one_of_all() {
     }
 }
 
-/// Few of many experts are multiplied with their own tokens alone, most of few with all.
+/// Few of many experts are multiplied by their own tokens alone, most of few with all.
 #[test]
 fn lag_takes_of_arrows_shortlist_the_expert_of_the_greatest_length() {
     let (library, x) = (library(40, |update| update), tokens(53, 30, INPUT));

@@ -79,7 +79,7 @@ impl Adapter {
             "copies of the base's own weights, which PEFT saves with an embedding, are left out: {}",
             quote_names(&names)
         );
-        self.with_warning_of(&Warning::new(SAVED, text))
+        self.with_warning_replaced(&Warning::new(SAVED, text))
     }
 }
 

@@ -43,8 +43,8 @@ pub struct Scales {
     pub logits: f64,
     /// The scale of attention scores, where it is not `1 / sqrt(head_dim)`.
     pub attention: Option<f64>,
-    /// What queries are multiplied with by their position, if they are.
-    pub query_scale: Option<QueryScale>,
+    /// What queries are multiplied by for their position, if they are.
+    pub queries: Option<QueryScale>,
     /// Attention scores become `cap tanh(score / cap)`.
     pub attention_soft_cap: Option<f64>,
     /// Logits become `cap tanh(logit / cap)`.

@@ -15,7 +15,7 @@ use lorakit_lora::kernels::simd::{self, Simd, WithSimd};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// What weights, and the gradients of outputs, are multiplied with until sums over them are complete. Where scores are tens
+/// What weights, and the gradients of outputs, are multiplied by until sums over them are complete. Where scores are tens
 /// apart, weights or their products with gradients would be denormal, and an instruction that meets a denormal number takes
 /// some hundred times as long. Powers of two change no digit of any other result while sums stay below 2^64;
 /// gradients that large are those of a training that has diverged.
@@ -468,7 +468,7 @@ mod tests {
         heads: &'a AttentionHeads,
         /// The first feature of the last query.
         last: f32,
-        /// What queries, and the gradients of outputs, are multiplied with.
+        /// What queries, and the gradients of outputs, are multiplied by.
         factors: [f32; 2],
         /// The tokens whose outputs have a gradient, if not all.
         used: Option<&'a [bool]>,

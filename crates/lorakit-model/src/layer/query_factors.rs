@@ -1,4 +1,4 @@
-//! Queries multiplied with a factor of their position (Ministral 3).
+//! Queries multiplied by a factor of their position (Ministral 3).
 
 use candle_core::{Result, Shape, Tensor, bail};
 use lorakit_lora::kernels::op::{self, Input, Op};

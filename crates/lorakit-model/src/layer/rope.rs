@@ -197,7 +197,7 @@ pub(crate) struct LayerRopes {
     kinds: Vec<RopeFrequencies>,
     /// The index of each layer's kind.
     pub(crate) of_layer: Arc<[usize]>,
-    /// What queries of all layers are multiplied with by their position.
+    /// What queries of all layers are multiplied by for their position.
     queries: Option<QueryScale>,
 }
 
@@ -212,7 +212,7 @@ impl LayerRopes {
         }
     }
 
-    /// What the queries of the tokens of a batch are multiplied with; none where all factors are one.
+    /// What the queries of the tokens of a batch are multiplied by; none where all factors are one.
     pub(crate) fn query_factors(&self, batch: &SequenceBatch) -> Option<Arc<[f32]>> {
         let scale = self.queries?;
         let factors: Arc<[f32]> = batch.positions().into_iter().map(|position| scale.at(position)).collect();

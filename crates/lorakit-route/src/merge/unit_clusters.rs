@@ -16,7 +16,7 @@ const STARTS: u64 = 64;
 /// The cluster of each point, from their inner products; clusters are numbered by their first members, and there are at
 /// most `k`.
 pub(super) fn unit_clusters(inner_products: &Mat<f64>, k: usize, seed: u64) -> Vec<usize> {
-    let starts = (0..STARTS).map(|start| Partition::found(inner_products, k, CounterRng::seeded(seed, start)));
+    let starts = (0..STARTS).map(|start| Partition::local_optimum(inner_products, k, CounterRng::seeded(seed, start)));
     // The first of equals.
     let best = starts.reduce(|best, next| if next.inertia() < best.inertia() * (1.0 - 1e-12) { next } else { best });
     best.map_or_else(Vec::new, |best| numbered(&best.labels))
@@ -35,7 +35,7 @@ struct Partition<'a> {
 
 impl<'a> Partition<'a> {
     /// A partition that moving a single point does not improve.
-    fn found(inner_products: &'a Mat<f64>, k: usize, rng: CounterRng) -> Self {
+    fn local_optimum(inner_products: &'a Mat<f64>, k: usize, rng: CounterRng) -> Self {
         let points = inner_products.nrows();
         let labels = nearest(inner_products, &drawn(inner_products, k, rng));
         let (counts, sums, squares) = (vec![0; k], Mat::zeros(points, k), vec![0.0; k]);

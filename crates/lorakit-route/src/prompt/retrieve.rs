@@ -47,7 +47,7 @@ pub static RETRIEVE: MethodInfo<dyn Router> = MethodInfo {
     version: 1,
 };
 
-/// The router `retrieve`. The defaults are the paper's.
+/// The router `retrieve`. The defaults are the paper's; the embedding and its centering are not.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Retrieve {
