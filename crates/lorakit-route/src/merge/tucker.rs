@@ -12,7 +12,8 @@ use crate::merge::singular_triples::side_by_side;
 use faer::{Mat, MatRef};
 use serde::{Deserialize, Serialize};
 
-/// After this many rounds the iteration stops, whatever its state, as in CtM's code.
+/// After this many rounds the iteration stops without a message, whatever its state, as in CtM's code: where optima are so
+/// close that it is not done, the directions keep nearly the same.
 const MOST_ROUNDS: usize = 1000;
 
 /// When the iteration stops; the setting `stop`.
@@ -34,7 +35,8 @@ pub(super) struct CommonDirections {
     pub kept: f64,
 }
 
-/// The best `[left, right]` directions of matrices of one shape, found from the start that the matrices give.
+/// `[left, right]` directions of matrices of one shape that no further round improves, found from the start that the matrices
+/// give: a local optimum, or the state after [`MOST_ROUNDS`].
 pub(super) fn common_directions(
     module: &Module,
     matrices: &[Mat<f64>],
