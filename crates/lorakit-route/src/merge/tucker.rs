@@ -20,7 +20,8 @@ const MOST_ROUNDS: usize = 1000;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stop {
-    /// When the directions no longer change.
+    /// When a round turns the directions by angles of no more than some 1e-5. Those of convergence can be a few times as far
+    /// away.
     #[default]
     Converged,
     /// As in CtM's code: from the third round on, when the relative error changes by less than 1e-6. The directions can then
@@ -78,10 +79,10 @@ fn first_columns(matrix: MatRef<f64>, count: usize) -> Mat<f64> {
     matrix.subcols(0, count.min(matrix.ncols())).to_owned()
 }
 
-/// Whether two matrices of orthonormal columns span the same space, up to rounding. The squared sines of the angles between
-/// both add up to the number of columns less the squared norm of `X' Y`.
+/// Whether two matrices of orthonormal columns span nearly the same space. The squared sines of the angles between both add up
+/// to the number of columns less the squared norm of `X' Y`. Down to rounding, at 1e-14, it takes some 1.5 times as many rounds.
 fn is_same_span(one: &Mat<f64>, other: &Mat<f64>) -> bool {
-    const ROUNDING: f64 = 1e-14;
+    const NEARLY: f64 = 1e-10;
     let columns = one.ncols() as f64;
-    columns - (one.transpose() * other).squared_norm_l2() <= ROUNDING * columns
+    columns - (one.transpose() * other).squared_norm_l2() <= NEARLY * columns
 }
