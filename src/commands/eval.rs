@@ -31,7 +31,7 @@ use lorakit_eval::EvalOptions;
 use lorakit_fit::{FitContext, OpenLibrary, recorded_tasks};
 use lorakit_format::atomic::write_file;
 use lorakit_model::{Base, BaseOptions, TokenPrecision};
-use lorakit_task::{Metric, RowEncoding, Split, Task};
+use lorakit_task::{Metric, RowEncoding, Split, Task, Tokenizer};
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
@@ -112,14 +112,7 @@ pub fn run(args: EvalArgs, context: &CommandContext) -> Result<()> {
     let encoding = args.encoding.encoding();
     let (base, tokenizer) = (args.open_base(&resolved, context)?, resolved.tokenizer()?.with_encoding(encoding));
     options.cache_bytes = cache_bytes(&base);
-    if let Some(record) = resolved.record()? {
-        let name = args.base.to_string();
-        unseen_rows::ensure_unseen(&tasks, args.split, &[(name.as_str(), &record)], context)?;
-        // Experts were trained over it as it is.
-        if args.library.is_none() {
-            TrainedExperts::one(&name, &record).warn_of_tasks(&tasks, "scored", &tokenizer, context);
-        }
-    }
+    args.check_base_record(&resolved, &tasks, &tokenizer, context)?;
     let opened = library(args.library.as_deref(), &routers, &tasks, &base, context)?;
     if let Some(opened) = &opened {
         unseen_rows::ensure_unseen(&tasks, args.split, &unseen_rows::experts(opened), context)?;
@@ -194,6 +187,24 @@ fn distinct(typed: &[RouterArg]) -> Vec<RouterArg> {
 }
 
 impl EvalArgs {
+    /// Refuses rows that a trained base has seen, and warns of rows in another form than those.
+    fn check_base_record(
+        &self,
+        resolved: &ResolvedBase,
+        tasks: &[Task],
+        tokenizer: &Tokenizer,
+        context: &CommandContext,
+    ) -> Result<()> {
+        let Some(record) = resolved.record()? else { return Ok(()) };
+        let name = self.base.to_string();
+        unseen_rows::ensure_unseen(tasks, self.split, &[(name.as_str(), &record)], context)?;
+        // Experts were trained over it as it is.
+        if self.library.is_none() {
+            TrainedExperts::one(&name, &record).warn_of_tasks(tasks, "scored", tokenizer, context);
+        }
+        Ok(())
+    }
+
     /// Loads the tasks that have rows to evaluate, with the metrics of `--metrics`.
     fn load_tasks(
         &self,

@@ -618,9 +618,9 @@ fn singular_values(matrix: &[f32], columns: usize) -> Vec<f64> {
                 }
                 let angle = 0.5 * (2.0 * c).atan2(a - b);
                 let (sin, cos) = angle.sin_cos();
-                for column in 0..columns {
-                    let (x, y) = (rows[one][column], rows[other][column]);
-                    (rows[one][column], rows[other][column]) = (cos * x + sin * y, cos * y - sin * x);
+                let (before, after) = rows.split_at_mut(one);
+                for (x, y) in after[0].iter_mut().zip(&mut before[other]) {
+                    (*x, *y) = (cos * *x + sin * *y, cos * *y - sin * *x);
                 }
             }
         }
