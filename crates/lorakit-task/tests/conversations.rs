@@ -61,10 +61,14 @@ fn task(rows: &[Value]) -> Task {
 
 /// The task of a file of rows.
 fn task_of(text: &str) -> Task {
+    load(text).unwrap().remove(0)
+}
+
+fn load(text: &str) -> lorakit_task::Result<Vec<Task>> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("rows.jsonl");
     fs::write(&path, text).unwrap();
-    Task::load(&path.display().to_string(), None).unwrap().remove(0)
+    Task::load(&path.display().to_string(), None)
 }
 
 fn encode(row: Value, tokenizer: &Tokenizer, max_length: usize) -> lorakit_task::Result<Example> {
@@ -182,8 +186,8 @@ fn calls_of_functions_are_replies() {
     assert!(shown(turns("f(1)")).contains("assistant:[f(1)</s>]tool"));
     let filled = json!([{"role": "user", "content": "a", "tool_calls": null}, {"role": "assistant", "content": "b", "tool_calls": null}]);
     assert_eq!(shown(json!({"messages": filled})), "user:a</s>assistant:[b</s>]");
-    let empty = encode(json!({"messages": [{"role": "user", "content": null, "tool_calls": null}]}), &tokenizer, 999);
-    assert!(empty.is_err());
+    let empty = json!({"messages": [{"role": "user", "content": null, "tool_calls": null}]});
+    assert!(load(&format!("{empty}\n{empty}\n")).is_err());
 }
 
 #[test]
