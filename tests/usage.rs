@@ -18,7 +18,6 @@ fn usage_errors_exit_with_2() {
         "train-experts --base b --library l --tasks t --random-examples 0",
         "train-experts --base b --library l --tasks t --random-examples 18446744073709551615",
         "train-experts --base b --library l --tasks t --poly 99999999999999",
-        "generate --base b --prompt x --temperature 1 -n 1000000000000",
         "verify --base b --library l --tokens 18446744073709551615",
         "cluster --library l --out c.json",
         "cluster --out c.json -k 2",
@@ -33,9 +32,6 @@ fn usage_errors_exit_with_2() {
         "eval --base b --tasks t --router base --split testing",
         "eval --base b --tasks t --router base --limit 0",
         "eval --base b --tasks t --router base --log-samples",
-        "generate --base b --prompt x --temperature -1",
-        "generate --base b --prompt x --top-p 0",
-        "generate --base b --prompt x --adapter a --library l --router base",
         "logits --base b --input i --out o --library l",
         "library check",
         "library add --library l =x",
@@ -45,14 +41,33 @@ fn usage_errors_exit_with_2() {
         "base info b --dtype f8",
         "completions tcl",
         "eval --base b --tasks t --router base arrow",
-        "generate --base b --prompt x --router arrow",
-        "generate --base b --prompt x --stop=",
         "logits --base b --input i --out o --router uniform",
         "logits --base b --input i --out i",
         "cluster --out c.json -k 2 --tasks t",
         "cluster --library l --out c.json -k 2 --tasks t",
         "cluster --library l --out c.json -k 2 --report c.json",
         "cluster --out c.json -k 2 --tasks t --method random --experts a",
+        "adapt --base b --tasks t --method mean --out o",
+        "cluster --library l --out c.json -k auto --method random",
+        "merge --library l --out o --method lorahub",
+        "merge --library l --out o --method cat --fit t",
+        "merge --library l --out o --method cat --bos never",
+        "task ls x=",
+        "task ls hub:org/name",
+    ] {
+        assert_usage_error(line);
+    }
+}
+
+#[test]
+fn usage_errors_of_generation_exit_with_2() {
+    for line in [
+        "generate --base b --prompt x --temperature 1 -n 1000000000000",
+        "generate --base b --prompt x --temperature -1",
+        "generate --base b --prompt x --top-p 0",
+        "generate --base b --prompt x --adapter a --library l --router base",
+        "generate --base b --prompt x --router arrow",
+        "generate --base b --prompt x --stop=",
         "generate --base b --prompt p --top-p 0.5",
         "generate --base b --prompt p --top-k 5",
         "generate --base b --prompt p --min-p 0.1",
@@ -64,13 +79,6 @@ fn usage_errors_exit_with_2() {
         "generate --base b --input i.jsonl",
         "generate --base b --prompt p --output o.jsonl",
         "generate --base b --prompt p --input i.jsonl --output o.jsonl",
-        "adapt --base b --tasks t --method mean --out o",
-        "cluster --library l --out c.json -k auto --method random",
-        "merge --library l --out o --method lorahub",
-        "merge --library l --out o --method cat --fit t",
-        "merge --library l --out o --method cat --bos never",
-        "task ls x=",
-        "task ls hub:org/name",
     ] {
         assert_usage_error(line);
     }
