@@ -46,7 +46,9 @@ fn tasks_are_checked_before_the_base_is_opened() {
     };
     assert_contains(&train(&[&path("t.jsonl")]), &["t.jsonl", "row 2", "output"]);
     assert_contains(&train(&[&path("one.json"), &path("one.json")]), &["one", "NAME="]);
-    assert_contains(&train(&[&format!("../x={}", path("one.json"))]), &["`../x` cannot name a task", "without `/`"]);
+    let outside = format!("../x={}", path("one.json"));
+    let outside = run(["train-experts", "--base", "b", "--library", "l", "--tasks", &outside]).failed(2);
+    assert_contains(&outside, &["`../x` cannot name a task", "without `/`"]);
     let fixed = ["eval", "--base", "b", "--router", "base", "--split", "all", "--limit", "1", "--tasks"];
     assert_contains(
         &run(fixed.into_iter().chain([path("one.json").as_str(), &format!("one={}", path("t.jsonl"))])).failed(1),

@@ -8,7 +8,6 @@ use serde::Deserialize;
 
 use crate::error::{At, Result, TaskError};
 use crate::loading::split_files::SplitFile;
-use crate::loading::task_files;
 use crate::source::file_content::read_whole;
 use crate::source::file_formats;
 use crate::split::Split;
@@ -118,10 +117,7 @@ fn plain<'n>(name: &'n str, folder: &Path) -> Result<&'n str> {
 /// The files of a folder that has nothing but data files of several splits, or shards of one.
 fn named_after_splits(folder: &Path) -> Result<Option<Vec<SplitFile>>> {
     let (mut files, mut shards, mut folders) = (Vec::new(), Vec::new(), Vec::new());
-    let entries = fs::read_dir(folder).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
-    let mut entries = entries.map_err(TaskError::read(format!("the folder {}", folder.display())))?;
-    entries.sort_by_key(fs::DirEntry::file_name);
-    for entry in entries {
+    for entry in entries(folder)? {
         let name = entry.file_name().to_string_lossy().into_owned();
         if name.ends_with(".toml") {
             return Ok(None);
@@ -144,13 +140,37 @@ fn named_after_splits(folder: &Path) -> Result<Option<Vec<SplitFile>>> {
     ensure_complete(&shards, folder)?;
     for folder in &folders {
         // Its tasks must not be lost.
-        if !task_files::list(folder)?.is_empty() {
+        if holds_tasks(folder)? {
             return Ok(None);
         }
     }
     // As `datasets` orders them: train, validation, test.
     files.sort_by_key(|(split, _)| *split);
     Ok(Some(files))
+}
+
+/// The entries of a folder, by name.
+fn entries(folder: &Path) -> Result<Vec<fs::DirEntry>> {
+    let entries = fs::read_dir(folder).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
+    let mut entries = entries.map_err(TaskError::read(format!("the folder {}", folder.display())))?;
+    entries.sort_by_key(fs::DirEntry::file_name);
+    Ok(entries)
+}
+
+/// Whether a file under a folder may be a task.
+fn holds_tasks(folder: &Path) -> Result<bool> {
+    for entry in entries(folder)? {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with('.') || describes_dataset(&name) {
+            continue;
+        }
+        let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        let is_task = if is_folder { holds_tasks(&entry.path())? } else { file_formats::data_stem(&name).is_some() };
+        if is_task || name.ends_with(".toml") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The split that a file is named after, and the number and count if it is a shard.
