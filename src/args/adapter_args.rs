@@ -150,10 +150,10 @@ impl PromptReading<'_> {
         let place = folder.display().to_string();
         let opened = open_adapter(folder, base)?;
         for expert in opened.experts() {
-            for warning in expert.adapter.warnings() {
+            self.resolved.ensure_own_tensors(&expert.adapter).with_context(|| place.clone())?;
+            for warning in expert.adapter.clone().with_equal_base_tensors().warnings() {
                 self.context.warn(format!("{place}: {warning}"))?;
             }
-            self.resolved.ensure_own_tensors(&expert.adapter).with_context(|| place.clone())?;
         }
         if let Some(record) = record_beside(folder)? {
             self.warn(&TrainedExperts::one(&place, &record));

@@ -36,8 +36,13 @@ impl PromptRow {
             prompt.clear();
             std::io::stdin().read_to_string(&mut prompt).context("cannot read the prompt from stdin")?;
         }
-        let fields = Map::from_iter([("prompt".to_owned(), json!(prompt))]);
-        Ok(Self { place: "the prompt".to_owned(), fields, written: None, prompt: Prompt::Text(prompt) })
+        Ok(Self::of_text(&prompt))
+    }
+
+    /// A prompt of this text.
+    pub fn of_text(text: &str) -> Self {
+        let fields = Map::from_iter([("prompt".to_owned(), json!(text))]);
+        Self { place: "the prompt".to_owned(), fields, written: None, prompt: Prompt::Text(text.to_owned()) }
     }
 
     /// The rows of a file of JSON lines, gzipped or not, at least one.

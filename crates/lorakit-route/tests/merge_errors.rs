@@ -4,7 +4,7 @@
 
 mod small_library;
 
-use lorakit_adapter::{Adapter, AdapterMetadata};
+use lorakit_adapter::Adapter;
 use lorakit_route::merge::{Coefficients, Concatenation, MergeMethod, parse_calibration, parse_merge};
 use lorakit_route::{Expert, RouteError};
 use small_library::*;

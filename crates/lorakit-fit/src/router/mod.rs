@@ -8,6 +8,7 @@ mod phatgoose;
 mod poly;
 mod prompt_routing;
 mod recorded_tasks;
+mod retrieve;
 mod router_cache;
 pub(crate) mod router_fit;
 mod router_fits;

@@ -44,7 +44,7 @@ pub struct Scales {
     /// The scale of attention scores, where it is not `1 / sqrt(head_dim)`.
     pub attention: Option<f64>,
     /// What queries are multiplied by for their position, if they are.
-    pub queries: Option<QueryScale>,
+    pub query_scale: Option<QueryScale>,
     /// Attention scores become `cap tanh(score / cap)`.
     pub attention_soft_cap: Option<f64>,
     /// Logits become `cap tanh(logit / cap)`.

@@ -133,7 +133,8 @@ impl<'a> LayerContext<'a> {
         qkv: &Tensor,
     ) -> Result<Tensor> {
         let qkv = &self.with_query_factors(heads, qkv)?;
-        let attention = || SelfAttention { heads, layout: self.plan.layout(self.layer).clone() };
+        let wanted = self.plan.wanted_tokens(self.layer);
+        let attention = || SelfAttention::new(heads, self.plan.layout(self.layer)).of_wanted(wanted);
         let y = match (&mut self.tape, bias) {
             (Some(tape), None) => tape.apply(Box::new(attention()), qkv)?,
             (Some(tape), Some(bias)) => tape.apply_pair(Box::new(attention()), [qkv, &bias.table()?])?,

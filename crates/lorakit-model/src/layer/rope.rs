@@ -52,7 +52,12 @@ impl RopeFrequencies {
         let collect = |of: &dyn Fn(usize, f64) -> f64| -> Arc<[f32]> {
             plain(rope, rope.theta).enumerate().map(|(i, f)| of(i, f) as f32).collect()
         };
-        let alike = |inv_freq, attention_factor| Self { inv_freq, attention_factor, longer: LongerRows::Alike };
+        let alike = |inv_freq, attention_factor| Self {
+            inv_freq,
+            attention_factor,
+            longer: LongerRows::Alike,
+            near: Arc::default(),
+        };
         match &rope.scaling {
             RopeScaling::None => alike(collect(&|_, f| f), 1.0),
             &RopeScaling::Linear { factor } => alike(collect(&|_, f| f / factor), 1.0),
@@ -68,6 +73,7 @@ impl RopeFrequencies {
                 inv_freq: collect(&|i, f| f / short[i]),
                 attention_factor: *attention_factor,
                 longer: LongerRows::Other { original: *original as usize, inv_freq: collect(&|i, f| f / long[i]) },
+                near: Arc::default(),
             },
             &RopeScaling::Dynamic { factor, original } => Self {
                 inv_freq: collect(&|_, f| f),
@@ -85,7 +91,7 @@ impl RopeFrequencies {
 
     /// Of layers that do not encode positions: nothing is rotated.
     pub fn none() -> Self {
-        Self { inv_freq: Arc::new([]), attention_factor: 1.0, longer: LongerRows::Alike }
+        Self { inv_freq: Arc::new([]), attention_factor: 1.0, longer: LongerRows::Alike, near: Arc::default() }
     }
 
     /// The frequencies of rows of `length` tokens.

@@ -30,14 +30,13 @@ impl<'a> TrainableWeights<'a> {
     pub(crate) fn new(granularity: Granularity, simplex: bool, experts: &'a LibraryStack) -> Result<Self> {
         let groups = WeightGroups::of(granularity, experts);
         let choice = if granularity == Granularity::Module { RoutingScope::Projection } else { RoutingScope::Site };
-        let weighted = |(index, _, stack): (usize, &Site, &Stack)| {
+        let weighted = |(index, _, stack): (usize, &Site, &Stack)| -> Result<_> {
             let weighted = WeightedLora::new(stack.a()?.clone(), stack.b()?.clone(), &stack.layouts(choice))?;
             stack.device().synchronize()?;
             Ok((index, weighted))
         };
         // The matrices are stacked here, on all threads.
-        let sites: Vec<(usize, WeightedLora)> =
-            experts.stacks().collect::<Vec<_>>().into_par_iter().map(weighted).collect::<Result<_>>()?;
+        let sites = ordered_results(experts.stacks().collect::<Vec<_>>().into_par_iter().map(weighted))?;
         let device = experts.stacks().next().map_or(Device::Cpu, |(_, _, stack)| stack.device().clone());
         let (n, present) = (experts.len(), groups.present(experts));
         let start = if simplex { 0.0 } else { 1.0 / n as f32 };

@@ -47,11 +47,13 @@ pub(super) fn merged_in_basis(inner: &TaskVectors, module: &Module, aligned: Vec
 
 /// Orthonormal directions with their singular values, which decrease.
 pub(super) struct Directions {
+    /// `[n, k]`.
     pub vectors: Mat<f64>,
     pub values: Vec<f64>,
 }
 
-/// The left singular vectors and the singular values of `[D_1 | ... | D_n]`.
+/// The left singular vectors and the singular values of `[D_1 | ... | D_n]`, `[out, k]` with a k of at most the
+/// sum of ranks.
 pub(super) fn output_directions(module: &Module) -> Result<Directions> {
     let b = stacked_b(module, true).qr();
     let mut core = b.thin_R().to_owned();
@@ -60,16 +62,6 @@ pub(super) fn output_directions(module: &Module) -> Result<Directions> {
     multiply_columns(module, &mut core, |part| widened_a(part.update).transpose().qr().thin_R().transpose().to_owned());
     let Directions { vectors, values } = left_directions(module, core.as_ref())?;
     Ok(Directions { vectors: b.compute_thin_Q() * vectors, values })
-}
-
-/// The left singular vectors and the singular values of `[B_1 | ... | B_n]`, without scales.
-pub(super) fn factor_directions(module: &Module) -> Result<Directions> {
-    left_directions(module, stacked_b(module, false).as_ref())
-}
-
-/// The left singular vectors of `[D_1 | ... | D_n]`.
-pub(super) fn output_axes(module: &Module) -> Result<Mat<f64>> {
-    Ok(output_directions(module)?.vectors)
 }
 
 /// The left singular vectors and the singular values of `[B_1 | ... | B_n]`, without scales.
