@@ -21,8 +21,8 @@ base="$1" out="$3"
 tasks=("$root/configs/tasks/instruction_induction.toml" --data "$2")
 settings=(max_steps=40 learning_rate=1e-3 batch_size=16 max_grad_norm=1 rank=4 target_modules=q_proj,k_proj,v_proj,o_proj)
 rows=24
-routers=(base uniform random arrow_norm arrow arrow:top_k=all arrow:top_k=1 scaled_uniform cm:rows=16 tfidf:rows=16
-    tp:rows=16 tp:rows=100 evidence:rows=16 oracle)
+routers=(base uniform random arrow_norm arrow arrow:top_k=all arrow:top_k=1 spectr lag logo scaled_uniform cm:rows=16
+    tfidf:rows=16 retrieve:rows=16 tp:rows=16 tp:rows=100 evidence:rows=16 oracle)
 if [ -n "${QUICK:-}" ]; then # and no router that reads many rows by the base
     settings+=(max_steps=2 batch_size=2 eval_steps=0)
     rows=2
