@@ -10,7 +10,7 @@
 //! - [`generation`]: prompts of `generate`, and files of generated text.
 //! - [`demo`]: the full pipeline that the `demo` subcommand runs.
 //! - [`routing_trace`]: records a router's choices for `explain`.
-//! - [`trained_experts`]: warns of rows that become tokens otherwise than those that experts were trained on.
+//! - [`encoding_check`]: warns of rows that become tokens otherwise than those that experts were trained on.
 //! - [`verification`]: how far merged weights and unmerged adapters are apart, for `verify`.
 //! - [`output`]: results on stdout, messages and progress on stderr, text tables.
 //! - [`paper_table`]: tables of several evaluations, with verdicts on claims, for `compare`.
@@ -31,6 +31,7 @@ mod cli;
 mod command_context;
 mod commands;
 mod demo;
+mod encoding_check;
 mod generation;
 mod hub;
 mod interrupt;
@@ -40,7 +41,6 @@ mod paper_table;
 mod plots;
 mod routing_trace;
 mod scoring;
-mod trained_experts;
 mod verification;
 
 use cli::Cli;

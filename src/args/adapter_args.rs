@@ -6,8 +6,8 @@ use crate::args::task_args::DataArgs;
 use crate::args::usage;
 use crate::base::resolved_base::ResolvedBase;
 use crate::command_context::CommandContext;
+use crate::encoding_check::EncodingCheck;
 use crate::output::text_table::help_entry;
-use crate::trained_experts::TrainedExperts;
 use anyhow::{Context as _, Result};
 use clap::Args;
 use lorakit_adapter::Library;
@@ -78,7 +78,7 @@ impl AdapterArgs {
         // An adapter was trained over the base as it is.
         let is_alone = self.adapter.is_none() && self.library.is_none();
         if let Some(record) = resolved.record()?.filter(|_| is_alone) {
-            read.warn(&TrainedExperts::one("the base", &record));
+            read.warn(&EncodingCheck::one("the base", &record));
         }
         if let Some(folder) = &self.adapter {
             return read.open_adapter(folder, base);
@@ -96,7 +96,7 @@ impl AdapterArgs {
         let only: Vec<String> = typed.router.only_expert().map(str::to_owned).into_iter().collect();
         let opened = context.open_library(library, base, &only)?;
         let fit = self.data.load_fit(&self.fit, context)?;
-        let trained = TrainedExperts::of(&opened, |name| typed.uses(name));
+        let trained = EncodingCheck::of(&opened, |name| typed.uses(name));
         read.warn(&trained);
         let tokenizer = || Ok(read.tokenizer(self.encoding)?.clone());
         if typed.router.training_data().is_some_and(|data| !data.is_of_experts()) && !fit.is_empty() {
@@ -139,7 +139,7 @@ impl PromptReading<'_> {
     }
 
     /// Warns of prompts in another form than what `trained` was trained on.
-    fn warn(&self, trained: &TrainedExperts) {
+    fn warn(&self, trained: &EncodingCheck) {
         if let Some(given) = &self.prompts {
             given.are_chats.iter().for_each(|is_chat| trained.warn_of_prompts(*is_chat, given.tokenizer, self.context));
         }
@@ -156,7 +156,7 @@ impl PromptReading<'_> {
             }
         }
         if let Some(record) = record_beside(folder)? {
-            self.warn(&TrainedExperts::one(&place, &record));
+            self.warn(&EncodingCheck::one(&place, &record));
         }
         Ok(RoutedPatches::plain(single_expert(&opened, 0)?))
     }

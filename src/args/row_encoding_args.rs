@@ -17,7 +17,7 @@ pub struct RowEncodingArgs {
     bos: BosTokens,
 }
 
-/// How prompts become tokens.
+/// How prompts, and rows that something is fitted to, become tokens.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct PromptEncodingArgs {
     /// Apply the base's chat template to prompts, and to rows that are fitted to, as a user's message

@@ -6,13 +6,13 @@ use crate::args::train_config_args::TrainConfigArgs;
 use crate::args::usage::{self, count};
 use crate::base::base_source::BaseSource;
 use crate::command_context::CommandContext;
+use crate::encoding_check::EncodingCheck;
 use crate::interrupt::Interrupted;
 use crate::output::progress_bar;
 use crate::output::score_tables::cell;
 use crate::output::text_table::{help_entry, number, table};
 use crate::output::training_report;
 use crate::scoring::unseen_rows;
-use crate::trained_experts::TrainedExperts;
 use anyhow::{Result, bail};
 use clap::Args;
 use lorakit_adapter::Library;
@@ -102,7 +102,7 @@ pub fn run(args: AdaptArgs, context: &CommandContext) -> Result<()> {
     };
     if let Some(opened) = &opened {
         unseen_rows::ensure_unseen(&tasks, Split::Test, &unseen_rows::experts(opened), context)?;
-        TrainedExperts::of(opened, |_| true).warn_of_tasks(&tasks, "fitted to", &tokenizer, context);
+        EncodingCheck::of(opened, |_| true).warn_of_tasks(&tasks, "fitted to", &tokenizer, context);
         usage::ensure(!usage::is_same_file(&args.out, opened.library.root()), || {
             format!("{}: --out and --library are the same folder", args.out.display())
         })?;

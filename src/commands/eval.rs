@@ -9,6 +9,7 @@ use crate::args::usage::{self, count};
 use crate::base::base_source::BaseSource;
 use crate::base::resolved_base::ResolvedBase;
 use crate::command_context::CommandContext;
+use crate::encoding_check::EncodingCheck;
 use crate::generation::cache_memory::cache_bytes;
 use crate::output::console::make_parent;
 use crate::output::gain_table::{self, gains};
@@ -23,7 +24,6 @@ use crate::scoring::results_store::{ResultsFolder, ResultsStore};
 use crate::scoring::routing_shares::RoutingShares;
 use crate::scoring::row_counts::RowCounts;
 use crate::scoring::unseen_rows::{self, ScoredRows};
-use crate::trained_experts::TrainedExperts;
 use anyhow::{Result, ensure};
 use clap::Args;
 use lorakit_adapter::Library;
@@ -117,7 +117,7 @@ pub fn run(args: EvalArgs, context: &CommandContext) -> Result<()> {
     if let Some(opened) = &opened {
         unseen_rows::ensure_unseen(&tasks, args.split, &unseen_rows::experts(opened), context)?;
         let is_used = |name: &str| routers.iter().any(|typed| typed.uses(name));
-        TrainedExperts::of(opened, is_used).warn_of_tasks(&tasks, "scored", &tokenizer, context);
+        EncodingCheck::of(opened, is_used).warn_of_tasks(&tasks, "scored", &tokenizer, context);
     }
     let (read_tokenizer, load_tasks) = (|| Ok(tokenizer.clone()), args.tasks.data.load_recorded(context));
     let routing = opened.as_ref().map(|library| FitContext {
@@ -200,7 +200,7 @@ impl EvalArgs {
         unseen_rows::ensure_unseen(tasks, self.split, &[(name.as_str(), &record)], context)?;
         // Experts were trained over it as it is.
         if self.library.is_none() {
-            TrainedExperts::one(&name, &record).warn_of_tasks(tasks, "scored", tokenizer, context);
+            EncodingCheck::one(&name, &record).warn_of_tasks(tasks, "scored", tokenizer, context);
         }
         Ok(())
     }

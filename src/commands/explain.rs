@@ -5,12 +5,12 @@ use crate::args::row_encoding_args::PromptEncodingArgs;
 use crate::args::task_args::DataArgs;
 use crate::base::base_source::BaseSource;
 use crate::command_context::CommandContext;
+use crate::encoding_check::EncodingCheck;
 use crate::generation::prompt_row::PromptRow;
 use crate::output::console::make_parent;
 use crate::output::text_table::table;
 use crate::pages::routing_trace_page;
 use crate::routing_trace::{ExpertWeight, RoutingTrace, TraceObserver, TracedToken, UNASSIGNED};
-use crate::trained_experts::TrainedExperts;
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use lorakit_fit::FitContext;
@@ -57,7 +57,7 @@ pub fn run(args: ExplainArgs, context: &CommandContext) -> Result<()> {
     let (base, tokenizer) = resolved.base_and_tokenizer(&context.base_options()?, context)?;
     let tokenizer = tokenizer.with_encoding(args.encoding.encoding());
     let opened = context.open_library(&args.library, &base, &[])?;
-    TrainedExperts::of(&opened, |name| typed.uses(name)).warn_of_prompts(args.encoding.chat, &tokenizer, context);
+    EncodingCheck::of(&opened, |name| typed.uses(name)).warn_of_prompts(args.encoding.chat, &tokenizer, context);
     let fit = args.data.load_fit(&args.fit, context)?;
     let (read_tokenizer, load_tasks) = (|| Ok(tokenizer.clone()), args.data.load_recorded(context));
     let over = FitContext {

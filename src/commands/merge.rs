@@ -7,10 +7,10 @@ use crate::base::base_source::BaseSource;
 use crate::base::merged_base;
 use crate::base::resolved_base::ResolvedBase;
 use crate::command_context::CommandContext;
+use crate::encoding_check::EncodingCheck;
 use crate::output::console::make_parent;
 use crate::output::merge_tables::MergeReport;
 use crate::output::text_table::help_entry;
-use crate::trained_experts::TrainedExperts;
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use lorakit_adapter::{Adapter, Library, write_expert};
@@ -239,7 +239,7 @@ fn warn_of_forms(
     let records: Vec<_> = experts.iter().map(|expert| library.record(&expert.name)).collect::<Result<_, _>>()?;
     let named =
         experts.iter().zip(&records).filter_map(|(expert, record)| Some((expert.name.as_str(), record.as_ref()?)));
-    TrainedExperts::of_records(named).warn_of_tasks(tasks, "fitted to", tokenizer, context);
+    EncodingCheck::of_records(named).warn_of_tasks(tasks, "fitted to", tokenizer, context);
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use crate::paper_table::table_scores::{TableColumn, TableScores};
 use crate::paper_table::table_spec::{ClaimSpec, TableSpec, TestableSpec};
-use crate::paper_table::task_families::FamilyOfTask;
+use crate::paper_table::task_families::TaskFamilies;
 use lorakit_eval::{PairedDifference, Verdict};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -27,7 +27,7 @@ pub struct JudgedClaim<'a> {
 }
 
 /// Judges all claims, by families where the table names them.
-pub fn judge<'a>(spec: &'a TableSpec, scores: &TableScores, families: Option<&FamilyOfTask>) -> Vec<JudgedClaim<'a>> {
+pub fn judge<'a>(spec: &'a TableSpec, scores: &TableScores, families: Option<&TaskFamilies>) -> Vec<JudgedClaim<'a>> {
     let judged = ClaimData { scores, families };
     let judge = |claim: &'a ClaimSpec| {
         let column = scores.column(claim.column.as_deref());
@@ -51,7 +51,7 @@ pub fn judge<'a>(spec: &'a TableSpec, scores: &TableScores, families: Option<&Fa
 /// What claims are judged by.
 struct ClaimData<'a> {
     scores: &'a TableScores<'a>,
-    families: Option<&'a FamilyOfTask>,
+    families: Option<&'a TaskFamilies>,
 }
 
 impl ClaimData<'_> {

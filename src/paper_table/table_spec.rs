@@ -1,6 +1,6 @@
 //! What a table shows: the TOML files of `configs/tables`.
 
-use crate::paper_table::task_families::TaskFamilies;
+use crate::paper_table::task_families::FamilyPatterns;
 use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,7 +19,7 @@ pub struct TableSpec {
     #[serde(default)]
     pub papers: Vec<String>,
     /// Tasks that are alike, a pattern of names for each family: claims are judged by families. None: each task is its own.
-    pub families: Option<TaskFamilies>,
+    pub families: Option<FamilyPatterns>,
     /// What is scored.
     #[serde(rename = "column")]
     pub columns: Vec<ColumnSpec>,

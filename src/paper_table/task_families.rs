@@ -8,15 +8,15 @@ use std::collections::BTreeMap;
 /// The families that a table names, each by a pattern of its tasks' names.
 #[derive(Debug, Deserialize)]
 #[serde(try_from = "Vec<String>")]
-pub struct TaskFamilies {
+pub struct FamilyPatterns {
     patterns: Vec<Regex>,
 }
 
 /// The family of each task, by the number of its pattern; a task that no pattern matches is in none.
 #[derive(Debug, Default)]
-pub struct FamilyOfTask(BTreeMap<String, usize>);
+pub struct TaskFamilies(BTreeMap<String, usize>);
 
-impl TryFrom<Vec<String>> for TaskFamilies {
+impl TryFrom<Vec<String>> for FamilyPatterns {
     type Error = anyhow::Error;
 
     fn try_from(patterns: Vec<String>) -> Result<Self> {
@@ -27,7 +27,7 @@ impl TryFrom<Vec<String>> for TaskFamilies {
     }
 }
 
-impl TaskFamilies {
+impl FamilyPatterns {
     /// The patterns, in order.
     pub fn patterns(&self) -> impl Iterator<Item = &str> {
         self.patterns.iter().map(Regex::as_str)
@@ -37,7 +37,7 @@ impl TaskFamilies {
     ///
     /// # Errors
     /// If a task is in two families.
-    pub fn of_tasks<'a>(&self, tasks: impl IntoIterator<Item = &'a str>) -> Result<FamilyOfTask> {
+    pub fn of_tasks<'a>(&self, tasks: impl IntoIterator<Item = &'a str>) -> Result<TaskFamilies> {
         let mut families = BTreeMap::new();
         for task in tasks {
             for (family, pattern) in self.patterns.iter().enumerate() {
@@ -51,11 +51,11 @@ impl TaskFamilies {
                 }
             }
         }
-        Ok(FamilyOfTask(families))
+        Ok(TaskFamilies(families))
     }
 }
 
-impl FamilyOfTask {
+impl TaskFamilies {
     /// The tasks of a family, sorted.
     pub fn tasks(&self, family: usize) -> Vec<&str> {
         self.0.iter().filter(|(_, of)| **of == family).map(|(task, _)| task.as_str()).collect()
@@ -82,7 +82,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn families(patterns: &[&str]) -> Result<TaskFamilies> {
+    fn families(patterns: &[&str]) -> Result<FamilyPatterns> {
         patterns.iter().map(|pattern| (*pattern).to_owned()).collect::<Vec<_>>().try_into()
     }
 
@@ -95,7 +95,7 @@ mod tests {
         assert_eq!(groups, [vec!["first_letter", "word_length"], vec!["sum"], vec!["to_de", "to_fr"]]);
         assert_eq!(of_tasks.tasks(0), ["to_de", "to_fr"]);
         assert!(of_tasks.tasks(2).is_empty());
-        assert_eq!(FamilyOfTask::default().group(tasks.map(|task| (task.to_owned(), task))).len(), 5);
+        assert_eq!(TaskFamilies::default().group(tasks.map(|task| (task.to_owned(), task))).len(), 5);
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! Evaluation runs: which rows are scored, where they are routed, failures, and results on disk.
 
-pub mod compared_run;
 pub mod eval_config;
 pub mod eval_run;
 pub mod evaluated_pairs;
@@ -9,5 +8,6 @@ pub mod prepared_routers;
 pub mod results_store;
 pub mod routing_shares;
 pub mod row_counts;
+pub mod setting_differences;
 pub mod truncation;
 pub mod unseen_rows;

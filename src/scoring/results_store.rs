@@ -3,7 +3,7 @@
 use crate::args::router_arg::RouterArg;
 use crate::command_context::CommandContext;
 use crate::output::console::make_folder;
-use crate::scoring::compared_run::ComparedRun;
+use crate::scoring::setting_differences::CurrentRun;
 use anyhow::{Context as _, Result, ensure};
 use lorakit_eval::{Results, TaskScores, samples_file, samples_jsonl};
 use lorakit_format::LockAttempt;
@@ -102,10 +102,10 @@ impl ResultsStore {
         }
         make_folder(folder)?;
         let mut file = read_existing(&folder.join("results.json"))?;
-        let run = ComparedRun { config: &now.config, routers, tasks };
+        let run = CurrentRun { config: &now.config, routers, tasks };
         let earlier = Earlier::of(&mut file, &now);
         let keys: BTreeSet<&str> =
-            earlier.iter().flat_map(|earlier| run.other_settings(&earlier.config, &earlier.results)).collect();
+            earlier.iter().flat_map(|earlier| run.differing_settings(&earlier.config, &earlier.results)).collect();
         if !keys.is_empty() {
             context.output.warn(format!(
                 "{}: existing results of other routers or tasks are kept; they were computed with other settings ({}), which \

@@ -86,6 +86,6 @@ pub use peft::refused_features::refused_features;
 pub use peft::target_modules::{ModuleSelector, Targets};
 pub use peft::unsupported::{UnsupportedConfig, UnsupportedKey};
 pub use shared_a::SharedA;
-pub use singular_vector::{SingularVector, SingularVectors};
+pub use singular_vector::{RightSingularVectors, SingularVector};
 pub use text_model_paths::path_in_text_model;
 pub use warning::Warning;

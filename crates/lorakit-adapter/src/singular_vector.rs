@@ -22,7 +22,7 @@ pub struct SingularVector {
 
 /// The right singular vectors of an update: the directions of the module's input space that it reads.
 #[derive(Clone, Debug, PartialEq)]
-pub struct SingularVectors {
+pub struct RightSingularVectors {
     /// Orthonormal vectors by rows, `[number, in]`, that of the largest singular value first. Signs are arbitrary.
     pub vectors: Vec<f32>,
     /// Their singular values, `|s B A v|`.
@@ -57,12 +57,12 @@ impl LowRank {
 
     /// All right singular vectors of `s B A` whose singular values are more than the rounding of f32 factors; `None` exactly
     /// where there is no [`top_singular_vector`](Self::top_singular_vector).
-    pub fn right_singular_vectors(&self) -> Option<SingularVectors> {
+    pub fn right_singular_vectors(&self) -> Option<RightSingularVectors> {
         let by_qr = || all_by_qr(&transposed_f64(self.a()), &transposed_f64(self.b()));
         let found = all_by_gram_matrices(self.a(), self.b()).or_else(by_qr)?;
         let scale = self.scale().abs();
         let mut all =
-            SingularVectors { vectors: Vec::with_capacity(found.len() * self.input()), singular_values: vec![] };
+            RightSingularVectors { vectors: Vec::with_capacity(found.len() * self.input()), singular_values: vec![] };
         for (vector, value) in found {
             all.vectors.extend(vector.into_iter().map(|value| value as f32));
             all.singular_values.push(scale * value);

@@ -1,6 +1,6 @@
 //! The rows that a router is fitted to: those that the user gives, of each expert's own tasks, or of the current task.
 
-use super::recorded_tasks::RecordedTasks;
+use super::task_finder::TaskFinder;
 use crate::error::{FitError, Result, WithContext as _};
 use crate::fit_context::FitContext;
 use crate::pluralize::pluralize;
@@ -265,7 +265,7 @@ impl<'a> TrainingRows<'a> {
     /// The `chosen` rows of each task as tokens, task by task in a fixed order.
     fn encoded(&self, chosen: impl Fn(&Task) -> Result<Vec<&Row>>) -> Result<Vec<TrainingRow>> {
         let length = self.base().config().max_positions;
-        let mut recorded = RecordedTasks::new(self.context.load_tasks);
+        let mut recorded = TaskFinder::new(self.context.load_tasks);
         let mut examples = Vec::new();
         for (number, source) in self.sources.iter().enumerate() {
             let expert = source.expert.map(|expert| self.experts().names()[expert].as_str());

@@ -52,7 +52,7 @@ pub struct Scales {
 }
 
 /// A factor of queries that grows with their position `p` beyond the length of the pretraining:
-/// `1 + beta ln(1 + floor(p / original))` (Llama 4, Ministral 3).
+/// `1 + beta ln(1 + floor(p / original))` (Ministral 3).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct QueryScale {
     /// How fast it grows.

@@ -1,5 +1,5 @@
 //! Ministral 3: Mistral's layers with rotary frequencies scaled by Yarn. Beyond the length of the pretraining its queries are
-//! multiplied by a factor of their position, as in Llama 4.
+//! multiplied by a factor of their position.
 
 use crate::architecture::base_config::{Architecture, BaseConfig, QueryScale, Scales};
 use crate::architecture::config_keys::ConfigKeys;

@@ -8,7 +8,7 @@ use crate::layer::activation::Activation;
 use crate::layer::linear::FusedLinear;
 use crate::layer::norm::Norm;
 use crate::layer::qk_norm::QkNorm;
-use crate::layer::query_factors::QueryFactors;
+use crate::layer::query_scale::QueryScaleOp;
 use crate::layer::residual_sum::{sum, untracked_sum};
 use crate::layer::row_ranges::RowRanges;
 use crate::layer::tape::Tape;
@@ -148,7 +148,7 @@ impl<'a> LayerContext<'a> {
     /// `qkv` where the queries of far positions are larger, in bases that have it so.
     fn with_query_factors(&mut self, heads: AttentionHeads, qkv: &Tensor) -> Result<Tensor> {
         let Some(factors) = self.plan.query_factors() else { return Ok(qkv.clone()) };
-        let op = QueryFactors { width: heads.queries * heads.features, factors: factors.clone() };
+        let op = QueryScaleOp { width: heads.queries * heads.features, factors: factors.clone() };
         match &mut self.tape {
             Some(tape) => tape.apply(Box::new(op), qkv),
             None => op.apply(qkv),

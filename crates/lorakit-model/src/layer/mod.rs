@@ -7,7 +7,7 @@ pub mod lm_head;
 pub mod logit_scale;
 pub mod norm;
 pub mod qk_norm;
-pub(crate) mod query_factors;
+pub(crate) mod query_scale;
 pub(crate) mod residual_sum;
 pub mod rope;
 pub(crate) mod row_ranges;

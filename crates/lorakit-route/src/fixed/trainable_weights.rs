@@ -86,7 +86,7 @@ impl<'a> TrainableWeights<'a> {
         for (site, lora) in &self.sites {
             let groups = lora.slots() / self.experts.len();
             let weights = used.narrow(0, self.groups.group(*site, 0), groups)?.flatten_all()?;
-            by_site[*site] = Some(Arc::new(WeightedPatch { lora: lora.clone(), weights }));
+            by_site[*site] = Some(Arc::new(TrainablePatch { lora: lora.clone(), weights }));
         }
         Ok(Patches::new(by_site))
     }
@@ -104,12 +104,12 @@ impl<'a> TrainableWeights<'a> {
 }
 
 /// All experts of a site at learned weights.
-struct WeightedPatch {
+struct TrainablePatch {
     lora: WeightedLora,
     weights: Tensor,
 }
 
-impl Patch for WeightedPatch {
+impl Patch for TrainablePatch {
     fn add(&self, x: &Tensor, _: &SequenceBatch, out: &mut Outputs) -> candle_core::Result<()> {
         let delta = self.lora.delta(&x.to_dtype(DType::F32)?, &self.weights)?;
         out.add(&delta.to_dtype(out.tensor().dtype())?)

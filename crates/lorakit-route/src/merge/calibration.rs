@@ -18,7 +18,7 @@ use crate::merge::low_rank_product::{single_precision, widened_b};
 use crate::merge::merge_method::MergeMethod;
 use crate::merge::merge_report::Merged;
 use crate::merge::module::{Module, ModuleExpert, paths};
-use crate::merge::shared_basis::{Basis, Directions, factor_directions, output_directions};
+use crate::merge::shared_basis::{Basis, LeftSingularVectors, factor_directions, output_directions};
 use crate::method_info::{self, MethodInfo};
 use crate::method_settings::{Settings, defaults, read, typed_pairs, write};
 use crate::ordered_results::ordered_results;
@@ -132,7 +132,7 @@ impl PicoCalibration {
         if others == 0 {
             return Ok(module.parts.iter().map(|part| (part.expert, part.update.clone())).collect());
         }
-        let Directions { vectors, values } = match self.basis {
+        let LeftSingularVectors { vectors, values } = match self.basis {
             Basis::Deltas => output_directions(&changing)?,
             Basis::Factors => factor_directions(&changing)?,
         };

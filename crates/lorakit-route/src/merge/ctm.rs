@@ -17,7 +17,7 @@ use crate::merge::module::{Footprint, MergedModule, Module, ModuleExpert, each_m
 use crate::merge::rank::Rank;
 use crate::merge::shared_basis::{input_axes, merged_in_basis, output_axes};
 use crate::merge::task_vectors::TaskVectors;
-use crate::merge::tucker::{CommonDirections, Stop, common_directions};
+use crate::merge::tucker::{TuckerFactors, TuckerStop, tucker_factors};
 use crate::method_info::MethodInfo;
 use faer::{Mat, Scale};
 use std::fmt;
@@ -47,7 +47,7 @@ pub struct CompressThenMerge {
     /// How much an expert counts by its norm when directions are chosen, from 0 to 1.
     pub beta: f64,
     /// When the search for directions stops.
-    pub stop: Stop,
+    pub stop: TuckerStop,
 }
 
 impl fmt::Display for CompressThenMerge {
@@ -86,8 +86,8 @@ impl CompressThenMerge {
             let (b, a) = (Mat::zeros(module.output, 0), Mat::zeros(0, module.input));
             return LowRankProduct { b, a }.exact(module);
         }
-        let common = common_directions(module, &normalized, ranks, self.stop)?;
-        let CommonDirections { left: p, right: q, kept } = common;
+        let common = tucker_factors(module, &normalized, ranks, self.stop)?;
+        let TuckerFactors { left: p, right: q, kept } = common;
         let compressed = cores.iter().map(|core| p.transpose() * core * &q).collect();
         let merged = merged_in_basis(&self.inner, module, compressed);
         let (p, q) = (&left * p, &right * q);

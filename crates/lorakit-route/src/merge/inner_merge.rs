@@ -6,7 +6,7 @@ use crate::merge::rank::Rank;
 use crate::merge::shared_basis::Basis;
 use crate::merge::task_vector_table::{Convention, MergeSpace, TaskVectorMethod};
 use crate::merge::task_vectors::{TaskVectorSettings, TaskVectors};
-use crate::merge::tucker::Stop;
+use crate::merge::tucker::TuckerStop;
 use crate::method_settings::{Settings, read_over, refused, text_of, typed_pairs};
 use crate::settings_text::{Pairs, to_pairs};
 use serde::{Deserialize, Serialize};
@@ -28,7 +28,7 @@ pub(super) struct OuterSettings {
     pub basis: Basis,
     pub rank: Rank,
     pub beta: f64,
-    pub stop: Stop,
+    pub stop: TuckerStop,
 }
 
 /// The settings of the inner merge and of the outer one.
@@ -47,7 +47,7 @@ struct InnerSettings {
     basis: Basis,
     rank: Rank,
     beta: f64,
-    stop: Stop,
+    stop: TuckerStop,
 }
 
 impl OuterMerge {
@@ -77,7 +77,7 @@ impl OuterSettings {
     /// The settings at their defaults.
     pub(super) fn of(outer: OuterMerge) -> Self {
         let rank = if outer == OuterMerge::Ctm { Rank::Largest } else { Rank::Full };
-        Self { basis: Basis::default(), rank, beta: 0.25, stop: Stop::default() }
+        Self { basis: Basis::default(), rank, beta: 0.25, stop: TuckerStop::default() }
     }
 }
 

@@ -91,5 +91,5 @@ pub use svd::Svd;
 pub use task_vector_table::Convention;
 pub use task_vectors::{TaskVectorSettings, TaskVectors};
 pub use tsv::{KeptDirections, Tsv};
-pub use tucker::Stop;
+pub use tucker::TuckerStop;
 pub use wudi::Wudi;

@@ -3,10 +3,10 @@
 //!
 //! From each A_i and B_i all but the largest values are dropped. Direction j of expert i is scaled by
 //! `g_ij = |A_ij|_1 / |trimmed A_ij|_1`, and small scales are raised to the one at the share `1 - clamp` of its expert's in
-//! increasing order. Then `A = factor sum_i A_i` and `B_j = factor sum_i w_i s_i g_ij B_ij / sum_i g_ij`. As the sums of A
-//! and B are taken separately, the result contains terms of one expert's B with another's A, depends on how an adapter is
-//! factored, and needs equal ranks. Experts of weight zero are left out. The authors' code ignores scales and keeps the first expert's; this is the same where
-//! scales are equal.
+//! increasing order. Then, of the trimmed matrices, `A = factor sum_i A_i` and
+//! `B_j = factor sum_i w_i s_i g_ij B_ij / sum_i g_ij`. As the sums of A and B are taken separately, the result contains terms of one expert's B with another's A, depends on how an adapter is
+//! factored, and needs equal ranks. Experts of weight zero are left out. The authors' code ignores scales and keeps the
+//! first expert's; this is the same where scales are equal.
 
 use crate::error::Result;
 use crate::library_stack::Expert;

@@ -46,7 +46,7 @@ pub(super) fn merged_in_basis(inner: &TaskVectors, module: &Module, aligned: Vec
 }
 
 /// Orthonormal directions with their singular values, which decrease.
-pub(super) struct Directions {
+pub(super) struct LeftSingularVectors {
     /// `[n, k]`.
     pub vectors: Mat<f64>,
     pub values: Vec<f64>,
@@ -54,18 +54,18 @@ pub(super) struct Directions {
 
 /// The left singular vectors and the singular values of `[D_1 | ... | D_n]`, `[out, k]` with a k of at most the
 /// sum of ranks.
-pub(super) fn output_directions(module: &Module) -> Result<Directions> {
+pub(super) fn output_directions(module: &Module) -> Result<LeftSingularVectors> {
     let b = stacked_b(module, true).qr();
     let mut core = b.thin_R().to_owned();
     // Each A_i = L_i Q_i with orthonormal rows in Q_i, which do not affect left singular vectors: [D_1 | ...] becomes
     // B [L_1, ...] on the diagonal, and with B = Q R the core is R [L_1, ...], [at most sum of ranks, sum of ranks].
     multiply_columns(module, &mut core, |part| widened_a(part.update).transpose().qr().thin_R().transpose().to_owned());
-    let Directions { vectors, values } = left_directions(module, core.as_ref())?;
-    Ok(Directions { vectors: b.compute_thin_Q() * vectors, values })
+    let LeftSingularVectors { vectors, values } = left_directions(module, core.as_ref())?;
+    Ok(LeftSingularVectors { vectors: b.compute_thin_Q() * vectors, values })
 }
 
 /// The left singular vectors and the singular values of `[B_1 | ... | B_n]`, without scales.
-pub(super) fn factor_directions(module: &Module) -> Result<Directions> {
+pub(super) fn factor_directions(module: &Module) -> Result<LeftSingularVectors> {
     left_directions(module, stacked_b(module, false).as_ref())
 }
 
@@ -108,13 +108,13 @@ fn axes(module: &Module, matrix: MatRef<f64>) -> Result<Mat<f64>> {
 }
 
 /// The left singular vectors of a matrix and the singular values, without rounding noise.
-fn left_directions(module: &Module, matrix: MatRef<f64>) -> Result<Directions> {
+fn left_directions(module: &Module, matrix: MatRef<f64>) -> Result<LeftSingularVectors> {
     let svd = matrix.thin_svd().map_err(|_| module.arithmetic(NO_SVD))?;
     let singular = svd.S().column_vector();
     let largest = singular.iter().fold(0f64, |largest, value| largest.max(*value));
     let count = singular.iter().filter(|value| **value > NEGLIGIBLE * largest).count();
     let values = singular.iter().take(count).copied().collect();
-    Ok(Directions { vectors: svd.U().subcols(0, count).to_owned(), values })
+    Ok(LeftSingularVectors { vectors: svd.U().subcols(0, count).to_owned(), values })
 }
 
 /// The horizontally concatenated B's, `[out, sum of ranks]`, scaled or unscaled.

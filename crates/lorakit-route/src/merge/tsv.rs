@@ -54,7 +54,7 @@ impl Default for Tsv {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KeptDirections {
-    /// As published: the same number of each, their mean rank or what fits the space, and no more than its rank.
+    /// The same number of each, at least one: their mean rank or what fits the space, and no more than its rank.
     Equal,
     /// Every one.
     All,

@@ -14,12 +14,12 @@ use serde::{Deserialize, Serialize};
 
 /// After this many rounds the iteration stops without a message, whatever its state, as in CtM's code: where optima are so
 /// close that it is not done, the directions keep nearly the same.
-const MOST_ROUNDS: usize = 1000;
+const MAX_ROUNDS: usize = 1000;
 
 /// When the iteration stops; the setting `stop`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Stop {
+pub enum TuckerStop {
     /// When a round turns the directions by angles of no more than some 1e-5. Those of convergence can be a few times as far
     /// away.
     #[default]
@@ -30,26 +30,26 @@ pub enum Stop {
 }
 
 /// The directions, and the share of the squared norm that they keep.
-pub(super) struct CommonDirections {
+pub(super) struct TuckerFactors {
     pub left: Mat<f64>,
     pub right: Mat<f64>,
     pub kept: f64,
 }
 
 /// `[left, right]` directions of matrices of one shape that no further round improves, found from the start that the matrices
-/// give: a local optimum, or the state after [`MOST_ROUNDS`].
-pub(super) fn common_directions(
+/// give: a local optimum, or the state after [`MAX_ROUNDS`].
+pub(super) fn tucker_factors(
     module: &Module,
     matrices: &[Mat<f64>],
     [left_rank, right_rank]: [usize; 2],
-    stop: Stop,
-) -> Result<CommonDirections> {
+    stop: TuckerStop,
+) -> Result<TuckerFactors> {
     let all: f64 = matrices.iter().map(|matrix| matrix.squared_norm_l2()).sum();
     let turned = || matrices.iter().map(|matrix| matrix.transpose().to_owned());
     let mut left = leading(module, matrices.to_vec(), left_rank)?;
     let mut right = leading(module, turned().collect(), right_rank)?;
     let (mut kept, mut error) = (0.0, f64::INFINITY);
-    for round in 1..=MOST_ROUNDS {
+    for round in 1..=MAX_ROUNDS {
         let [old_left, old_right] = [left.clone(), right.clone()];
         left = leading(module, matrices.iter().map(|matrix| matrix * &right).collect(), left_rank)?;
         right = leading(module, turned().map(|matrix| matrix * &left).collect(), right_rank)?;
@@ -57,14 +57,14 @@ pub(super) fn common_directions(
         kept = matrices.iter().map(core).sum::<f64>() / all;
         let error_before = std::mem::replace(&mut error, (1.0f64 - kept).abs().sqrt());
         let is_done = match stop {
-            Stop::Converged => is_same_span(&old_left, &left) && is_same_span(&old_right, &right),
-            Stop::Published => round >= 3 && (error - error_before).abs() < 1e-6,
+            TuckerStop::Converged => is_same_span(&old_left, &left) && is_same_span(&old_right, &right),
+            TuckerStop::Published => round >= 3 && (error - error_before).abs() < 1e-6,
         };
         if is_done {
             break;
         }
     }
-    Ok(CommonDirections { left, right, kept })
+    Ok(TuckerFactors { left, right, kept })
 }
 
 /// The first left singular vectors of matrices side by side.

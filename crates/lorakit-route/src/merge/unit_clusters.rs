@@ -1,4 +1,4 @@
-//! k-means of a few dozen points from their inner products, for LoRA-LEGO.
+//! k-means of points from their inner products, for LoRA-LEGO: as many as its experts have ranks.
 //!
 //! Lloyd's algorithm with ten restarts misses the best partition of twelve units in up to four of five runs. Here single
 //! points move as long as that lowers the inertia (Hartigan and Wong 1979, <https://doi.org/10.2307/2346830>), which has
@@ -16,14 +16,14 @@ const STARTS: u64 = 64;
 /// The cluster of each point, from their inner products; clusters are numbered by their first members, and there are at
 /// most `k`.
 pub(super) fn unit_clusters(inner_products: &Mat<f64>, k: usize, seed: u64) -> Vec<usize> {
-    let starts = (0..STARTS).map(|start| Partition::local_optimum(inner_products, k, CounterRng::seeded(seed, start)));
+    let starts = (0..STARTS).map(|start| Clustering::local_optimum(inner_products, k, CounterRng::seeded(seed, start)));
     // The first of equals.
     let best = starts.reduce(|best, next| if next.inertia() < best.inertia() * (1.0 - 1e-12) { next } else { best });
     best.map_or_else(Vec::new, |best| numbered(&best.labels))
 }
 
 /// Points in clusters, with the sums that say how far a point is from a mean.
-struct Partition<'a> {
+struct Clustering<'a> {
     inner_products: &'a Mat<f64>,
     labels: Vec<usize>,
     counts: Vec<usize>,
@@ -33,7 +33,7 @@ struct Partition<'a> {
     squares: Vec<f64>,
 }
 
-impl<'a> Partition<'a> {
+impl<'a> Clustering<'a> {
     /// A partition that moving a single point does not improve.
     fn local_optimum(inner_products: &'a Mat<f64>, k: usize, rng: CounterRng) -> Self {
         let points = inner_products.nrows();

@@ -26,7 +26,7 @@ use crate::stack::{RoutingScope, Stack};
 use crate::token::general_knowledge::{GeneralExperts, SubtractionSpace, subtracted};
 use crate::token::input_norm::InputNorm;
 use crate::token::prototypes::{PrototypeScope, Prototypes, prototypes};
-use crate::token::scorer::Scorer;
+use crate::token::scorer::ExpertScorer;
 use crate::token::token_routing::{TokenRouting, TopKConfig};
 use crate::token::top_k::{ScoreSign, choices_in_order};
 use candle_core::Tensor;
@@ -154,7 +154,7 @@ impl Arrow {
             config: TopKConfig { top_k: self.top_k.0, temperature: self.temperature, input: InputNorm::Raw },
             site: index,
             experts: experts.len(),
-            scorer: Scorer::Vectors(Tensor::from_vec(vectors, (rows, site.input), stack.device())?),
+            scorer: ExpertScorer::Vectors(Tensor::from_vec(vectors, (rows, site.input), stack.device())?),
             choices,
             mixture: Mixture::new(self.mixing, self.scope(), experts, site, stack)?,
             per_token: OnceLock::new(),

@@ -10,7 +10,7 @@ use crate::router_state::RouterState;
 use crate::site_patches::site_patches;
 use crate::stack::{RoutingScope, Stack};
 use crate::token::input_norm::InputNorm;
-use crate::token::scorer::Scorer;
+use crate::token::scorer::ExpertScorer;
 use crate::token::token_routing::{TokenRouting, TopKConfig};
 use crate::token::top_k::signed_choices;
 use candle_core::{Device, Tensor};
@@ -65,7 +65,7 @@ impl FittedVectors<'_> {
             config,
             site: index,
             experts: experts.len(),
-            scorer: Scorer::Vectors(Tensor::from_vec(vectors, (rows, site.input), stack.device())?),
+            scorer: ExpertScorer::Vectors(Tensor::from_vec(vectors, (rows, site.input), stack.device())?),
             choices,
             mixture: Mixture::new(self.mixing, RoutingScope::Projection, experts, site, stack)?,
             per_token: OnceLock::new(),

@@ -18,7 +18,7 @@ use crate::method_info::MethodInfo;
 use crate::method_settings::{Settings, defaults, read, write};
 use crate::router::{Router, RouterContext};
 use crate::token::prototypes::{PrototypeScope, prototypes};
-use crate::token::scorer::Scorer;
+use crate::token::scorer::ExpertScorer;
 use crate::token::subspace_patches::subspace_patches;
 use crate::token::subspaces::SubspaceMeasure;
 use crate::token::token_routing::equal_weights;
@@ -71,7 +71,7 @@ impl Router for Lag {
             // Those of the same experts.
             let vectors = prototypes(experts, site, &PrototypeScope::None.groups(site))?.vectors;
             let vectors = Tensor::from_vec(vectors, (subspaces.len(), site.input), stack.device())?;
-            let scored = (Scorer::Shortlist { vectors, top_k: self.top_k.0, subspaces }, candidates);
+            let scored = (ExpertScorer::Shortlist { vectors, top_k: self.top_k.0, subspaces }, candidates);
             equal_weights(experts, (index, site, stack), scored, 1, context)
         })
     }

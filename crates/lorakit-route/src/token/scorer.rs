@@ -7,17 +7,17 @@ use candle_core::{Result, Tensor};
 
 /// The scores of a site's tokens: one for each candidate of each choice.
 #[derive(Clone)]
-pub(crate) enum Scorer {
+pub(crate) enum ExpertScorer {
     /// The inner product with the candidate's vector, `[candidates of all choices, in]`: one product computes all scores.
     Vectors(Tensor),
-    /// The length of the token's part in the candidate's subspace.
+    /// The measure of the token's part in the candidate's subspace.
     Subspaces(Subspaces),
     /// The same of the `top_k` candidates of each choice whose vectors have the largest inner products, whatever their signs;
     /// all others have none.
     Shortlist { vectors: Tensor, top_k: usize, subspaces: Subspaces },
 }
 
-impl Scorer {
+impl ExpertScorer {
     /// The vectors, if they alone decide.
     pub(crate) fn vectors(&self) -> Option<&Tensor> {
         match self {

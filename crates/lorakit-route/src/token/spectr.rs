@@ -19,7 +19,7 @@ use crate::limit::Limit;
 use crate::method_info::MethodInfo;
 use crate::method_settings::{Settings, defaults, read, write};
 use crate::router::{Router, RouterContext};
-use crate::token::scorer::Scorer;
+use crate::token::scorer::ExpertScorer;
 use crate::token::subspace_patches::subspace_patches;
 use crate::token::subspaces::SubspaceMeasure;
 use crate::token::token_routing::equal_weights;
@@ -70,7 +70,7 @@ impl Router for Spectr {
 
     fn patches(&self, experts: &LibraryStack, context: &RouterContext) -> Result<Patches> {
         subspace_patches(experts, self.measure, |at, subspaces, candidates| {
-            equal_weights(experts, at, (Scorer::Subspaces(subspaces), candidates), self.top_k.0, context)
+            equal_weights(experts, at, (ExpertScorer::Subspaces(subspaces), candidates), self.top_k.0, context)
         })
     }
 }

@@ -8,7 +8,7 @@ use crate::router::RouterContext;
 use crate::stack::{RoutingScope, Stack};
 use crate::token::input_norm::InputNorm;
 use crate::token::prototypes::PrototypeScope;
-use crate::token::scorer::Scorer;
+use crate::token::scorer::ExpertScorer;
 use crate::token::top_k::{ScoreSign, TopK, choices_in_order};
 use candle_core::{DType, Tensor};
 use lorakit_lora::{Addition, Outputs, Patch, SequenceBatch, Site, TokenGroup};
@@ -21,7 +21,7 @@ pub(crate) struct TopKConfig {
     pub(crate) top_k: usize,
     /// The temperature of the softmax over scores; infinite if the chosen have equal weights.
     pub(crate) temperature: f32,
-    /// How a token is normalized before it is compared with the vectors.
+    /// How a token is normalized before it is scored.
     pub(crate) input: InputNorm,
 }
 
@@ -33,7 +33,7 @@ pub(crate) struct TokenRouting {
     /// Number of experts of the library.
     pub(crate) experts: usize,
     /// The scores of all choices.
-    pub(crate) scorer: Scorer,
+    pub(crate) scorer: ExpertScorer,
     /// One choice for each projection, or for the site.
     pub(crate) choices: Vec<TopK>,
     pub(crate) mixture: Mixture,
@@ -51,7 +51,7 @@ pub(crate) struct TokenRouting {
 pub(crate) fn equal_weights(
     experts: &LibraryStack,
     (index, site, stack): (usize, &Site, &Stack),
-    (scorer, candidates): (Scorer, Vec<Vec<u32>>),
+    (scorer, candidates): (ExpertScorer, Vec<Vec<u32>>),
     top_k: usize,
     context: &RouterContext,
 ) -> Result<Arc<dyn Patch>> {
@@ -199,7 +199,7 @@ mod tests {
             config: TopKConfig { top_k, temperature: 0.7, input: InputNorm::Unit },
             site: 0,
             experts: EXPERTS,
-            scorer: Scorer::Vectors(Tensor::from_slice(&vectors, (rows, INPUT), &Device::Cpu).unwrap()),
+            scorer: ExpertScorer::Vectors(Tensor::from_slice(&vectors, (rows, INPUT), &Device::Cpu).unwrap()),
             choices: choices.clone(),
             mixture: mixture(mixing, RoutingScope::Projection, &experts, &site, stack).unwrap(),
             per_token: OnceLock::new(),

@@ -10,15 +10,15 @@ use std::collections::btree_map::Entry;
 const ADVICE: &str = "give the rows to fit to with --fit, or the folder that task files refer to with --data";
 
 /// A spec of tasks, and the columns that stand for the standard ones.
-type Place = (String, BTreeMap<String, String>);
+type TaskSpec = (String, BTreeMap<String, String>);
 
 /// The tasks that were loaded: one file may hold many.
-pub(super) struct RecordedTasks<'a> {
+pub(super) struct TaskFinder<'a> {
     load_tasks: &'a LoadTasks<'a>,
-    loaded: BTreeMap<Place, Vec<Task>>,
+    loaded: BTreeMap<TaskSpec, Vec<Task>>,
 }
 
-impl<'a> RecordedTasks<'a> {
+impl<'a> TaskFinder<'a> {
     /// Nothing is loaded yet.
     pub fn new(load_tasks: &'a LoadTasks<'a>) -> Self {
         Self { load_tasks, loaded: BTreeMap::new() }
@@ -63,7 +63,7 @@ impl<'a> RecordedTasks<'a> {
         })))
     }
 
-    fn load(&mut self, place: &Place) -> Result<&[Task]> {
+    fn load(&mut self, place: &TaskSpec) -> Result<&[Task]> {
         match self.loaded.entry(place.clone()) {
             Entry::Occupied(tasks) => Ok(tasks.into_mut()),
             Entry::Vacant(vacant) => {
@@ -118,15 +118,15 @@ mod tests {
         let record = |spec: String| task_record(&load(&spec, ColumnNames::default()).unwrap()[0]);
         let (a, renamed) = (record(format!("{toml}:a")), record(format!("x={toml}:a")));
 
-        let mut tasks = RecordedTasks::new(&load);
+        let mut tasks = TaskFinder::new(&load);
         assert_eq!(tasks.find(&renamed, None).unwrap().name, "a");
         fs::remove_file(path("b.jsonl")).unwrap();
-        let mut tasks = RecordedTasks::new(&load);
+        let mut tasks = TaskFinder::new(&load);
         assert_eq!(tasks.find(&a, None).unwrap().name, "a");
         let error = tasks.find(&TaskRecord { split_seed: 1, ..a.clone() }, Some("e")).unwrap_err();
         assert!(matches!(error, FitError::ChangedTask(_)) && error.chain().contains("of the expert `e`"), "{error}");
         fs::remove_file(path("a.jsonl")).unwrap();
-        let error = RecordedTasks::new(&load).find(&a, Some("e")).unwrap_err().chain();
+        let error = TaskFinder::new(&load).find(&a, Some("e")).unwrap_err().chain();
         assert!(error.contains("a.jsonl") && error.contains("--fit"), "{error}");
     }
 }

@@ -12,7 +12,7 @@ const OF_ALL: [&str; 3] = ["base", "dtype", "quantize_activations"];
 const OF_A_TASK: [&str; 4] = ["encoding", "limit", "num_fewshot", "split"];
 
 /// A run that results are compared with.
-pub struct ComparedRun<'a> {
+pub struct CurrentRun<'a> {
     /// Its configuration, as results.json has it.
     pub config: &'a Value,
     /// Its routers.
@@ -21,10 +21,14 @@ pub struct ComparedRun<'a> {
     pub tasks: &'a [Task],
 }
 
-impl ComparedRun<'_> {
+impl CurrentRun<'_> {
     /// The settings in which earlier results, the tasks of each router, differ from the run. Those that the run replaces do
     /// not count; nor, of the settings of a task, those of other tasks, which a script may score in another way.
-    pub fn other_settings(&self, config: &Value, results: &BTreeMap<String, BTreeSet<String>>) -> Vec<&'static str> {
+    pub fn differing_settings(
+        &self,
+        config: &Value,
+        results: &BTreeMap<String, BTreeSet<String>>,
+    ) -> Vec<&'static str> {
         let scored = |task: &String| self.tasks.iter().any(|own| own.name == *task);
         let replaced = |router: &String| self.routers.iter().any(|own| own.text == *router);
         let pairs = results.iter().flat_map(|(router, tasks)| tasks.iter().map(move |task| (router, task)));
@@ -101,7 +105,7 @@ mod tests {
             "base": "b", "seed": 0, "split": "test", "experts": ["e"], "library": "l", "fit": [],
             "tasks": [{"name": "a", "sha256": "1", "split_seed": 0, "rows": 4}],
         });
-        let run = ComparedRun { config: &config, routers: &routers, tasks: &tasks };
+        let run = CurrentRun { config: &config, routers: &routers, tasks: &tasks };
         let with = |key: &str, value: Value| {
             let mut other = config.clone();
             other[key] = value;
@@ -109,7 +113,7 @@ mod tests {
         };
         let keys = |router: &str, task: &str, other: &Value| {
             let results = BTreeMap::from([(router.to_owned(), BTreeSet::from([task.to_owned()]))]);
-            run.other_settings(other, &results)
+            run.differing_settings(other, &results)
         };
         let fewer = with("num_fewshot", json!(2));
         assert_eq!(keys("base", "a", &config), [""; 0]);

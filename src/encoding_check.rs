@@ -6,21 +6,21 @@ use lorakit_fit::{OpenLibrary, chat_template_of, trained_encoding};
 use lorakit_task::{BosTokens, Example, Message, RowEncoding, Task, Tokenizer};
 
 /// What is recorded of the experts in use.
-pub struct TrainedExperts<'a> {
+pub struct EncodingCheck<'a> {
     records: Vec<(&'a str, &'a ExpertRecord)>,
     /// What they are: experts of a library, or a base or an adapter.
     is_library: bool,
 }
 
 /// How a task's rows, or prompts, become tokens.
-struct TokenForm {
+struct UsedEncoding {
     /// The SHA-256 of the chat template that they go through.
     template: Option<String>,
     /// Whether they begin with BOS; none where the choice changes nothing.
     bos: Option<BosTokens>,
 }
 
-impl<'a> TrainedExperts<'a> {
+impl<'a> EncodingCheck<'a> {
     /// The experts of a library that `is_used` says are used, as far as something is recorded of them.
     pub fn of(opened: &'a OpenLibrary, is_used: impl Fn(&str) -> bool) -> Self {
         let experts = opened.experts.names().iter().zip(&opened.records).filter(|(name, _)| is_used(name));
@@ -41,7 +41,7 @@ impl<'a> TrainedExperts<'a> {
     pub fn warn_of_tasks(&self, tasks: &[Task], doing: &str, tokenizer: &Tokenizer, context: &CommandContext) {
         for task in tasks {
             let template = chat_template_of(task, tokenizer);
-            let form = TokenForm { bos: bos(template.is_some(), tokenizer), template };
+            let form = UsedEncoding { bos: bos(template.is_some(), tokenizer), template };
             self.warn(&format!("task `{}` is {doing}", task.name), &form, context);
         }
     }
@@ -50,10 +50,10 @@ impl<'a> TrainedExperts<'a> {
     pub fn warn_of_prompts(&self, is_chat: bool, tokenizer: &Tokenizer, context: &CommandContext) {
         let template = is_chat.then(|| tokenizer.chat_template().ok()).flatten();
         let template = template.map(|template| template.sha256().to_owned());
-        self.warn("the prompt is given", &TokenForm { bos: bos(is_chat, tokenizer), template }, context);
+        self.warn("the prompt is given", &UsedEncoding { bos: bos(is_chat, tokenizer), template }, context);
     }
 
-    fn warn(&self, subject: &str, form: &TokenForm, context: &CommandContext) {
+    fn warn(&self, subject: &str, form: &UsedEncoding, context: &CommandContext) {
         let trained: Vec<_> = self.records.iter().filter(|(_, record)| !record.tasks.is_empty()).collect();
         let other =
             |(_, record): &&&(&str, &ExpertRecord)| record.tasks.iter().all(|task| task.chat_template != form.template);

@@ -5,13 +5,13 @@ use lorakit_lora::kernels::op::{self, Input, Op};
 use std::sync::Arc;
 
 /// Multiplies the queries, which are the first `width` columns of a token's row, with the token's factor.
-pub(crate) struct QueryFactors {
+pub(crate) struct QueryScaleOp {
     pub(crate) width: usize,
     /// One for each token.
     pub(crate) factors: Arc<[f32]>,
 }
 
-impl QueryFactors {
+impl QueryScaleOp {
     /// `qkv`, `[tokens, fused width]`, with its queries multiplied. Differentiable, on any device.
     pub(crate) fn apply(self, qkv: &Tensor) -> Result<Tensor> {
         if qkv.device().is_cpu() {
@@ -36,7 +36,7 @@ impl QueryFactors {
     }
 }
 
-impl Op<1> for QueryFactors {
+impl Op<1> for QueryScaleOp {
     fn name(&self) -> &'static str {
         "query-factors"
     }
@@ -64,7 +64,7 @@ mod tests {
     fn the_op_equals_candle_s_ops_forward_and_backward() {
         let values = (0..12).map(|i| i as f32 - 5.0).collect();
         let qkv = Var::from_vec(values, (3, 4), &Device::Cpu).unwrap();
-        let factors = || QueryFactors { width: 2, factors: [1.0, 1.5, 2.0].into() };
+        let factors = || QueryScaleOp { width: 2, factors: [1.0, 1.5, 2.0].into() };
         let of = |y: &Tensor| -> [Vec<f32>; 2] {
             let store = y.sqr().unwrap().sum_all().unwrap().backward().unwrap();
             [y, store.get(qkv.as_tensor()).unwrap()].map(|t| t.flatten_all().unwrap().to_vec1().unwrap())
