@@ -185,6 +185,19 @@ fn routers_generate() {
 }
 
 #[test]
+fn newer_routers_over_one_expert_are_that_expert() {
+    let work = Work::new(&TASKS[..1]);
+    let newer = ["spectr", "lag", "logo", "retrieve"];
+    let routers = [&newer[..], &["oracle", "base"]].concat();
+    let scores = work.eval(&routers, &["--tasks", TASKS[0]]).json();
+    let of = |router: &str| loss(&scores, router, "shift_up1");
+    assert!((of("oracle") - of("base")).abs() > 1e-3);
+    for router in newer {
+        assert!((of(router) - of("oracle")).abs() < 1e-4, "{router}: {} {}", of(router), of("oracle"));
+    }
+}
+
+#[test]
 fn prompt_routers_decide_per_row() {
     let work = Work::new(&TASKS);
     let tasks = [&["--tasks"], &TASKS[..]].concat();
@@ -381,6 +394,8 @@ fn explain_shows_choices_per_token() {
             for shares in of_tokens {
                 let sum: f64 = shares.as_array().unwrap().iter().map(|share| share["weight"].as_f64().unwrap()).sum();
                 assert!(sum < 1.0 + 1e-5, "{router}: {shares}");
+                // Of a prompt that no expert knows, `evidence` falls back on the base.
+                assert!(sum > 1.0 - 1e-5 || router == "evidence", "{router}: {shares}");
             }
         }
     }

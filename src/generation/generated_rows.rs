@@ -194,6 +194,24 @@ mod tests {
     }
 
     #[test]
+    #[cfg(unix)]
+    fn a_link_stays_and_the_file_that_it_names_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let [target, link, input] = ["target.jsonl", "link.jsonl", "in.jsonl"].map(|name| folder.path().join(name));
+        std::fs::write(&target, "x".repeat(999)).unwrap();
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        std::fs::write(&input, "{\"prompt\": \"a\"}\n{\"prompt\": \"b\"}\n").unwrap();
+        let rows = PromptRow::read(&input).unwrap();
+        let mut file = GeneratedRows::open(&link, &rows, 1).unwrap();
+        assert_eq!(std::fs::read(&target).unwrap().len(), 999, "nothing is lost before the first row");
+        let text = GeneratedText { text: "c".into(), tokens: 1, finish: FinishReason::Eos };
+        (0..2).for_each(|index| file.add(index, &text).unwrap());
+        assert!(link.is_symlink());
+        let written = std::fs::read_to_string(&target).unwrap();
+        assert_eq!((written.lines().count(), written.contains("xx")), (2, false), "{written}");
+    }
+
+    #[test]
     fn numbers_are_written_as_they_were_read() {
         let folder = tempfile::tempdir().unwrap();
         let (input, output) = (folder.path().join("in.jsonl"), folder.path().join("out.jsonl"));

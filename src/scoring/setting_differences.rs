@@ -122,6 +122,15 @@ mod tests {
         assert_eq!(keys("uniform", "b", &fewer), [""; 0], "it is another task");
         assert_eq!(keys("uniform", "b", &with("base", json!("c"))), ["base"]);
         assert_eq!(keys("base", "a", &with("encoding", json!({"chat": true}))), ["encoding"]);
+        for key in ["encoding", "limit", "num_fewshot", "split"] {
+            assert_eq!(keys("base", "a", &with(key, json!("x"))), [key]);
+        }
+        for key in ["base", "dtype", "quantize_activations"] {
+            assert_eq!(keys("uniform", "b", &with(key, json!("x"))), [key]);
+        }
+        assert_eq!(keys("arrow", "a", &with("library", json!("m"))), ["library"]);
+        let other_split = json!([{"name": "a", "sha256": "1", "split_seed": 1}]);
+        assert_eq!(keys("base", "a", &with("tasks", other_split)), ["tasks"]);
         assert_eq!(keys("random", "a", &with("seed", json!(1))), ["seed"]);
         assert_eq!(keys("base", "a", &with("seed", json!(1))), [""; 0], "it draws nothing");
         assert_eq!(keys("base", "a", &with("experts", json!(null))), [""; 0], "the base needs no library");

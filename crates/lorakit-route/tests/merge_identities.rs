@@ -603,6 +603,51 @@ fn iso_c_has_equal_singular_values_of_the_same_sum() {
     assert_delta(&other.modules()["q"], &whole, 1e-5, "iso_cts:fraction=1");
 }
 
+#[test]
+fn a_lower_rank_is_that_of_the_largest_directions() {
+    let (experts, weights) = (mixed(), [0.7, 0.9, 0.4]);
+    // The merge of `text` is that of `then` over what `first` gives.
+    for (text, first, then) in [
+        ("iso_c:rank=2", "svd:rank=2", "iso_c"),
+        ("tsv:rank=2", "tsv", "svd:rank=2"),
+        ("tsv:rank=1", "tsv", "svd:rank=1"),
+    ] {
+        let whole = [Expert::new("whole", merge(first, &experts, &weights).adapter)];
+        let expected = merge(then, &whole, &[1.0]).adapter.modules()["q"].delta();
+        let expected: Vec<f64> = expected.into_iter().map(f64::from).collect();
+        assert_delta(&merge(text, &experts, &weights).adapter.modules()["q"], &expected, 1e-5, text);
+    }
+}
+
+/// RobustMerge takes A and B apart, so a weight or a scale acts as a factor of B.
+#[test]
+fn robust_multiplies_b_by_weight_and_scale() {
+    let raw = [("one", 1, 2.0, 0.7), ("two", 3, 0.5, -1.2)];
+    let plain = raw.map(|(name, seed, scale, _)| expert(name, [("q", random(seed, 3, 9, 7, scale))]));
+    let in_b = raw.map(|(name, seed, scale, weight)| {
+        let update = random(seed, 3, 9, 7, 1.0);
+        let b = update.b().values().iter().map(|value| value * (weight * scale) as f32).collect();
+        expert(name, [("q", low_rank(3, update.a().values().into_owned(), b, 1.0))])
+    });
+    let expected = merge("robust", &in_b, &[1.0; 2]).adapter.modules()["q"].delta();
+    let expected: Vec<f64> = expected.into_iter().map(f64::from).collect();
+    assert_delta(&merge("robust", &plain, &[0.7, -1.2]).adapter.modules()["q"], &expected, 1e-5, "robust");
+}
+
+#[test]
+fn an_expert_that_changes_nothing_has_no_part_in_calibration() {
+    let zero = expert("zero", [("q", low_rank(2, values(1, 18), vec![0.0; 14], 1.0))]);
+    let beside = [mixed(), vec![zero]].concat();
+    for text in ["pico", "pico:basis=factors"] {
+        let of = |experts: &[Expert]| {
+            let (calibration, ones) = (parse_calibration(text).unwrap(), Coefficients::ones(experts.len()));
+            calibration.merge(&*parse_merge("cat").unwrap(), experts, &ones).unwrap().adapter.modules()["q"].clone()
+        };
+        let expected: Vec<f64> = of(&mixed()).delta().into_iter().map(f64::from).collect();
+        assert_delta(&of(&beside), &expected, 1e-5, text);
+    }
+}
+
 /// Decreasing singular values of a matrix of `columns` columns, by Jacobi's one-sided rotations of its rows.
 fn singular_values(matrix: &[f32], columns: usize) -> Vec<f64> {
     let mut rows: Vec<Vec<f64>> =

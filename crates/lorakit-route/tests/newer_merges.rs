@@ -188,7 +188,14 @@ fn ctm_matches_its_authors() {
         let tolerance = if stop == "published" { TOLERANCE } else { CONVERGED };
         let experts = oracle.experts(case, Scaled::AsWritten);
         let own = format!("rank={rank},beta={beta},stop={stop}");
-        check(case, &experts, &format!("ctm:merge=task_arithmetic,{own}"), |of| flat(&of["delta_sum"]), tolerance);
+        let sum = format!("ctm:merge=task_arithmetic,{own}");
+        check(case, &experts, &sum, |of| flat(&of["delta_sum"]), tolerance);
+        let merged = parse_merge(&sum).unwrap().merge(&experts, &Coefficients::ones(experts.len())).unwrap();
+        for (path, of) in case["modules"].as_object().unwrap() {
+            let retained = merged.report.iter().find(|report| report.module == *path).unwrap().retained;
+            let expected = of["energy_kept"].as_f64().unwrap();
+            assert!((retained - expected).abs() < 1e-6, "{}, {path}: {retained} {expected}", case["id"]);
+        }
         // CtM's code keeps a value more than a quarter.
         let values = (rank * rank) as f64;
         for (key, density) in [

@@ -23,11 +23,42 @@ use lorakit_train::{Activations, Gradients, Job, Pass, PassContext, TrainConfig}
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-const BASES: [&str; 12] =
-    ["mistral", "phi", "llama", "gemma3", "phi3", "olmo2", "qwen2", "qwen3", "gemma2", "granite", "smollm3", "t5"];
+const BASES: [&str; 13] = [
+    "mistral",
+    "phi",
+    "llama",
+    "gemma3",
+    "phi3",
+    "olmo2",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "granite",
+    "smollm3",
+    "t5",
+    GROWING_QUERIES,
+];
+
+/// Ministral 3 with queries that grow from the fourth position on.
+const GROWING_QUERIES: &str = "ministral3";
 
 fn base(name: &str, trainable: bool) -> Base {
-    tiny_base::base(name, &BaseOptions { trainable, ..BaseOptions::default() })
+    let options = BaseOptions { trainable, ..BaseOptions::default() };
+    if name == GROWING_QUERIES { growing_queries(&options) } else { tiny_base::base(name, &options) }
+}
+
+fn growing_queries(options: &BaseOptions) -> Base {
+    let (from, folder) = (tiny_base::folder("mistral"), tempfile::tempdir().unwrap());
+    let config = std::fs::read(from.join("config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+    config["model_type"] = "ministral3".into();
+    config["rope_parameters"] = serde_json::json!({
+        "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 4,
+        "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.5,
+    });
+    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    std::fs::copy(from.join("model.safetensors"), folder.path().join("model.safetensors")).unwrap();
+    Base::open(folder.path(), options).unwrap()
 }
 
 fn settings(text: &str) -> TrainConfig {

@@ -294,12 +294,17 @@ mod tests {
     fn positions_that_rows_have_in_common_are_rotated_as_those_of_a_row_alone() {
         let config = RopeConfig { theta: 10_000.0, features: 8, scaling: RopeScaling::None };
         let frequencies = RopeFrequencies::new(&config);
-        let rows: Vec<u32> = (0..5).flat_map(|row| 2 * row..20).collect();
-        let together = frequencies.angles(&rows);
-        for (token, &position) in rows.iter().enumerate() {
-            let alone = frequencies.angles(&[position]);
-            assert_eq!(together.of(token..token + 1), alone.of(0..1), "position {position}");
+        let alone =
+            |position: u32| frequencies.table(angles(position, frequencies.inv_freq()).collect::<Vec<_>>().into_iter());
+        // Of near positions, which are computed once; and of farther ones that rows have in common.
+        for last in [20, NEAR as u32 + 20] {
+            let rows: Vec<u32> = (0..5).flat_map(|row| 2 * row..last).collect();
+            let together = frequencies.angles(&rows);
+            for (token, &position) in rows.iter().enumerate() {
+                assert_eq!(together.of(token..token + 1), alone(position).of(0..1), "position {position} of {last}");
+            }
         }
+        assert_eq!(frequencies.angles(&[NEAR as u32 + 44]).of(0..1), alone(NEAR as u32 + 44).of(0..1));
         assert_eq!(frequencies.angles(&[]).of(0..0), (&[][..], &[][..], 4));
     }
 }

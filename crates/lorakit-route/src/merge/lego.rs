@@ -3,9 +3,9 @@
 //!
 //! Unit j of expert i is the row j of A_i with the column j of `w_i s_i B_i`. The units of all experts are divided into r
 //! clusters by k-means. A cluster's unit is its mean, rescaled to the mean of its members' largest magnitudes, and B is
-//! multiplied by `sqrt(units / r)`, with r the clusters found: equal units need fewer. With as many clusters as units the result is the weighted sum. Refactoring an adapter
-//! as `(B R^-1, R A)` changes its units. The authors' code is not public; this follows the published formulas and CtM's code
-//! (<https://arxiv.org/abs/2606.03723>).
+//! multiplied by `sqrt(units / r)`, with r the clusters found: equal units need fewer. With as many clusters as units the
+//! result is the weighted sum. Refactoring an adapter as `(B R^-1, R A)` changes its units. The authors' code is not public;
+//! this follows the published formulas and CtM's code (<https://arxiv.org/abs/2606.03723>).
 
 use crate::error::Result;
 use crate::library_stack::Expert;
