@@ -63,6 +63,14 @@ fn a_table_has_the_paper_s_numbers_and_a_verdict_over_tasks_and_seeds() {
     assert_eq!(fs::read_to_string(path("out/table.md")).unwrap().trim_end(), ran.stdout.trim_end());
     let document: serde_json::Value = serde_json::from_slice(&fs::read(path("out/results.json")).unwrap()).unwrap();
     assert_eq!(document["claims"][0]["verdict"], "held");
+    // What a cell is the mean of is kept, by task and run.
+    let values: Vec<Vec<f64>> = serde_json::from_value(
+        ["t0", "t7"].map(|task| document["rows"][1]["scores"]["accuracy, %"]["values"][task].clone()).into(),
+    )
+    .unwrap();
+    for (value, expected) in values.concat().into_iter().zip([4.0, 6.0, 74.0, 76.0]) {
+        assert!((value - expected).abs() < 1e-9, "{value} {expected}");
+    }
 
     // The best of the runs for each task, which is marked by what it sees.
     let best = "[[row]]\nlabel = \"best\"\nsees = \"test rows\"\nresults = \"private.eval\"\nrouter = \"arrow\"\naggregation = \"best\"\n";

@@ -47,7 +47,13 @@ pub fn run(args: CompareArgs, context: &CommandContext) -> Result<()> {
     let claims = judge(&spec, &scores, families.as_ref());
     let text = markdown(&spec, &scores, &claims);
     let row = |(at, row): (usize, &RowSpec)| {
-        let cell = |column| (scores.shown(column).0.to_owned(), json!(scores.cell(at, column)));
+        let cell = |column| {
+            let mut document = json!(scores.cell(at, column));
+            if let Some(cell) = document.as_object_mut() {
+                cell.insert("values".into(), json!(scores.values(at, column)));
+            }
+            (scores.shown(column).0.to_owned(), document)
+        };
         let cells: Map<String, Value> = scores.columns().into_iter().map(cell).collect();
         let mut document =
             json!({ "label": row.label, "sees": row.sees, "router": row.router, "scores": cells, "paper": row.paper });

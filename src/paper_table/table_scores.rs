@@ -96,6 +96,15 @@ impl<'a> TableScores<'a> {
         Some(Score { stderr: all.stderr.or(scores[0].stderr), ..all })
     }
 
+    /// What a cell is the mean of, scaled: by task (under the mean, by column), the value in each run, none where a run lacks it.
+    pub fn values(&self, row: usize, column: TableColumn) -> BTreeMap<String, Vec<Option<f64>>> {
+        let unit_scores = |run: &Option<RunScores>| run.as_ref().map_or_else(BTreeMap::new, |run| self.units(run, column));
+        let runs: Vec<BTreeMap<String, Score>> = self.rows[row].0.iter().map(unit_scores).collect();
+        let names: BTreeSet<&String> = runs.iter().flat_map(BTreeMap::keys).collect();
+        let in_each_run = |name: &String| runs.iter().map(|run| run.get(name).map(|score| score.value)).collect();
+        names.into_iter().map(|name| (name.clone(), in_each_run(name))).collect()
+    }
+
     /// The names of all scored tasks, of all columns: of what [`Self::gains`] compares.
     pub fn compared(&self) -> BTreeSet<&str> {
         let columns = self.spec.mean.iter().flat_map(|_| &self.spec.columns).map(|column| column.name.as_str());
