@@ -413,6 +413,36 @@ fn tasks_are_read_from_datasets_of_the_hub() {
 }
 
 #[test]
+fn a_partial_conversion_of_the_hub_is_not_the_dataset() {
+    let work = tempfile::tempdir().unwrap();
+    let (own, converted) = (work.path().join("own"), work.path().join("converted/default/partial-train"));
+    std::fs::create_dir_all(&own).unwrap();
+    std::fs::create_dir_all(&converted).unwrap();
+    let lines = (0..40).map(|n| format!("{}\n", json!({"input": n.to_string(), "output": "yes"})));
+    std::fs::write(own.join("rows.jsonl"), lines.collect::<String>()).unwrap();
+    // No reader opens it.
+    std::fs::write(converted.join("0000.parquet"), b"").unwrap();
+    let conversion = LocalRepository::dataset("acme/big", &COMMIT.replace('0', "f"), &work.path().join("converted"));
+    let conversion = || conversion.clone().tagged("refs/convert/parquet");
+    let listed = |repositories: Vec<LocalRepository>, home: &str| -> binary::Ran {
+        let server = HubServer::of(repositories);
+        let home = work.path().join(home);
+        let settings = [("HF_ENDPOINT", server.address()), ("HF_HOME", home.to_str().unwrap())];
+        with(&["task", "ls", "hub:datasets/acme/big", "--json"], &settings).output().unwrap().into()
+    };
+    let both = listed(vec![LocalRepository::dataset("acme/big", COMMIT, &own), conversion()], "both").json();
+    let rows: u64 =
+        ["train", "validation", "test"].map(|split| both["tasks"][0]["rows"][split].as_u64().unwrap()).iter().sum();
+    assert_eq!(rows, 40, "{both}");
+    // A dataset whose own files cannot be read, such as one made by a script.
+    let empty = work.path().join("empty");
+    std::fs::create_dir_all(&empty).unwrap();
+    std::fs::write(empty.join("big.py"), "").unwrap();
+    let message = listed(vec![LocalRepository::dataset("acme/big", COMMIT, &empty), conversion()], "script").failed(1);
+    assert_contains(&message, &["only a part of it (`partial-train`)", "no file that ends in .parquet"]);
+}
+
+#[test]
 fn routers_are_fitted_to_tasks_of_the_hub() {
     let work = tempfile::tempdir().unwrap();
     let folder = work.path().join("toy");

@@ -2,7 +2,8 @@
 //!
 //! Without a revision these are the Parquet files into which the Hub converts most datasets (its branch
 //! `refs/convert/parquet`, as `CONFIG/SPLIT/0000.parquet`), else the data files of the repository itself, whose splits are
-//! named by its card or by the files' names, as in Hugging Face's `datasets`.
+//! named by its card or by the files' names, as in Hugging Face's `datasets`. Of a large dataset the Hub converts only the
+//! first part (`CONFIG/partial-SPLIT`), which is never used.
 
 use super::hub_failure::HubFailure;
 use super::repository::{Repository, RepositoryKind};
@@ -13,6 +14,7 @@ use lorakit_task::{SplitFiles, describes_dataset};
 use serde_json::Value;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 /// The file whose metadata may name files and configurations.
@@ -43,6 +45,9 @@ pub fn fetch(spec: &str, context: &CommandContext) -> Result<SplitFiles> {
     let found = match repository.revision {
         Some(_) => snapshot(&repository, &files, context),
         None => match snapshot(&repository.at(CONVERTED), &files, context) {
+            Err(error) if error.downcast_ref::<PartialConversion>().is_some() => {
+                snapshot(&repository, &files, context).with_context(|| format!("{error:#}"))
+            }
             Err(error) if is_absent(&error) => snapshot(&repository, &files, context),
             found => found,
         },
@@ -60,6 +65,26 @@ fn is_absent(error: &anyhow::Error) -> bool {
     use HubFailure::{NoNetwork, NoRepository, NoRevision, Offline};
     matches!(error.downcast_ref(), Some(NoRevision(_) | NoRepository(_) | NoNetwork { .. } | Offline))
 }
+
+/// A configuration of which the Hub converted only a part.
+#[derive(Debug)]
+struct PartialConversion {
+    config: String,
+    split: String,
+}
+
+impl fmt::Display for PartialConversion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { config, split } = self;
+        write!(
+            f,
+            "the Hub's conversion of `{config}` to Parquet has only a part of it (`{split}`); expected data files in the \
+             repository itself"
+        )
+    }
+}
+
+impl std::error::Error for PartialConversion {}
 
 /// The data files of one configuration.
 struct DatasetFiles {
@@ -151,6 +176,9 @@ impl DatasetFiles {
         let config = self.pick(&configs.keys().copied().collect::<Vec<_>>())?;
         let mut splits = Splits::new();
         for (name, files) in configs.remove(config).unwrap_or_default() {
+            if name.starts_with("partial-") {
+                return Err(PartialConversion { config: config.to_owned(), split: name.to_owned() }.into());
+            }
             let split =
                 split_of(name).with_context(|| format!("split `{name}` is none of train, validation and test"))?;
             let other = splits.insert(split, files).is_some();
@@ -300,6 +328,10 @@ mod tests {
         let two = ["a/train_sft/0000.parquet", "a/train_gen/0000.parquet"];
         assert!(choose(None, &two, Value::Null).unwrap_err().to_string().contains("several train splits"));
         assert_eq!(choose(None, &["a/dev/0000.parquet"], Value::Null).unwrap(), ["validation: a/dev/0000.parquet"]);
+        let partial = ["a/partial-train/0000.parquet", "a/test/0000.parquet", "b/train/0000.parquet"];
+        let error = choose(Some("a"), &partial, Value::Null).unwrap_err();
+        assert!(error.to_string().contains("only a part of it (`partial-train`)"), "{error}");
+        assert_eq!(choose(Some("b"), &partial, Value::Null).unwrap(), ["train: b/train/0000.parquet"]);
     }
 
     #[test]

@@ -98,7 +98,8 @@ impl<'a> TableScores<'a> {
 
     /// What a cell is the mean of, scaled: by task (under the mean, by column), the value in each run, none where a run lacks it.
     pub fn values(&self, row: usize, column: TableColumn) -> BTreeMap<String, Vec<Option<f64>>> {
-        let unit_scores = |run: &Option<RunScores>| run.as_ref().map_or_else(BTreeMap::new, |run| self.units(run, column));
+        let unit_scores =
+            |run: &Option<RunScores>| run.as_ref().map_or_else(BTreeMap::new, |run| self.units(run, column));
         let runs: Vec<BTreeMap<String, Score>> = self.rows[row].0.iter().map(unit_scores).collect();
         let names: BTreeSet<&String> = runs.iter().flat_map(BTreeMap::keys).collect();
         let in_each_run = |name: &String| runs.iter().map(|run| run.get(name).map(|score| score.value)).collect();

@@ -39,6 +39,7 @@ impl Answer {
 }
 
 /// A repository that the server has.
+#[derive(Clone)]
 pub struct LocalRepository {
     kind: &'static str,
     name: String,
