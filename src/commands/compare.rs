@@ -17,10 +17,11 @@ use std::path::{Path, PathBuf};
 /// The arguments of `compare`.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Differences are paired by task and seed. A claim held if the bootstrap's 95 % interval of the gain, over \
-    tasks and seeds, lies above zero; it did not if the interval lies below zero; fewer than 6 tasks decide nothing. Where \
+    after_help = "Differences are paired by task and seed. A claim held if the 95 % interval of the gain, of a bootstrap \
+    over tasks and seeds and widened for few tasks, lies above zero; it did not if the interval lies below zero; fewer than \
+    6 tasks decide nothing. Where \
     the table names families of tasks, these take the place of tasks. A claim is not testable where the tasks' own experts \
-    do not beat base and chance by two standard errors. With one seed a verdict is about that seed's libraries alone."
+    do not beat base and chance (of a loss, the base) by two standard errors. With one seed a verdict is about that seed's libraries alone."
 )]
 pub struct CompareArgs {
     /// Table TOML (configs/tables/README.md says what it holds)

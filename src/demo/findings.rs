@@ -7,6 +7,8 @@ use super::setup::Setup;
 use lorakit_cluster::ComparisonSpace;
 use lorakit_eval::{PairedDifference, Results, Score, Verdict};
 use lorakit_task::Task;
+use lorakit_task::skills::{self, SkillFamily};
+use std::collections::BTreeMap;
 
 /// Claims of the papers and of lorakit that compare two rows of the table: better, worse, claim.
 const CLAIMS: [(&str, &str, &str); 10] = [
@@ -63,7 +65,7 @@ impl Findings {
         let held_out = ScoredTasks { name: "held-out tasks", tasks: &setup.held_out, results };
         // Held-out tasks have no expert of their own: experts that know no task would be none to choose among.
         let testable = training.gain(OWN_EXPERT, BASE).is_some_and(|gain| gain.is_clearly_positive());
-        let mut sentences = vec![distance(norms), agreement(clusters)];
+        let mut sentences = vec![distance(norms), agreement(clusters), budgets(setup)];
         for claim in CLAIMS {
             sentences.extend([&training, &held_out].into_iter().filter_map(|tasks| tasks.judge(claim, testable)));
         }
@@ -72,13 +74,18 @@ impl Findings {
 }
 
 impl ScoredTasks<'_> {
-    /// How much better one row is than another in exact match, paired by task; none where a row was not scored.
+    /// How much better one row is than another in exact match, paired by task and drawn by family, since tasks of one family
+    /// are alike; none where a row was not scored.
     fn gain(&self, better: &str, worse: &str) -> Option<PairedDifference> {
         let value = |label: &str, task: &Task| {
             self.results.get(label, &task.name)?.metrics.get("exact_match").map(|score| 100.0 * score.value)
         };
-        let gain = |task| Some(vec![value(better, task)? - value(worse, task)?]);
-        PairedDifference::of(&self.tasks.iter().map(gain).collect::<Option<Vec<_>>>()?)
+        let mut by_family: BTreeMap<Option<SkillFamily>, Vec<Vec<f64>>> = BTreeMap::new();
+        for task in self.tasks {
+            let gain = value(better, task)? - value(worse, task)?;
+            by_family.entry(skills::family_of(&task.name)).or_default().push(vec![gain]);
+        }
+        PairedDifference::of_families(&by_family.into_values().collect::<Vec<_>>())
     }
 
     /// Whether one row is better than another beyond doubt.
@@ -124,11 +131,13 @@ fn headline(rows: &[ScoreRow], training: &ScoredTasks, held_out: &ScoredTasks) -
     let use_it = match (best(training, |row| row.training), best(held_out, |row| row.held_out)) {
         (Some((label, known)), Some((other, unknown))) if label == other => {
             format!(
-                "Not told the task, use `{label}`, where an expert knows it ({known}) and where none does ({unknown})."
+                "Not told the task, use `{label}`, the best on these test rows where an expert knows it ({known}) and where \
+                 none does ({unknown})."
             )
         }
         (Some((label, known)), Some((other, unknown))) => format!(
-            "Not told the task, use `{label}` ({known}) where an expert knows it, and `{other}` ({unknown}) where none does."
+            "Not told the task, use `{label}` ({known}) where an expert knows it, and `{other}` ({unknown}) where none does: \
+             the best on these test rows."
         ),
         _ => "No router was scored.".to_owned(),
     };
@@ -139,6 +148,15 @@ fn headline(rows: &[ScoreRow], training: &ScoredTasks, held_out: &ScoredTasks) -
 fn distance(norms: RelativeNorms) -> String {
     format!(
         "Private experts change the weights that they adapt by {norms}: the Frobenius norm of s B A relative to that of W."
+    )
+}
+
+/// What the rows of the table were given.
+fn budgets(setup: &Setup) -> String {
+    let steps = setup.config.max_steps.unwrap_or_default();
+    format!(
+        "Steps per task: {steps} for private experts and the joint one; {steps} more, after the private ones, for those of \
+         clusters. `tfidf` sees 16 prompts of each task, `evidence` the answers to 4 validation rows as well."
     )
 }
 
@@ -161,7 +179,7 @@ fn agreement(clusters: &FamilyClusters) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use lorakit_task::skills::{self, SuitePart};
+    use lorakit_task::skills::SuitePart;
 
     /// The exact match of a row on the task of an index.
     type ExactMatch<'a> = (&'a str, &'a dyn Fn(usize) -> f64);
@@ -218,11 +236,12 @@ mod tests {
         let [came_out, use_it] = headline(&rows, &scored(&known), &scored(&unknown));
         assert!(came_out.contains("95.0 %") && came_out.contains("base 1.0 %"), "{came_out}");
         let expected = "use `private, evidence` (90.0 %) where an expert knows it, and `joint` (13.0 %; undecided against \
-                        `private, evidence`) where none does.";
+                        `private, evidence`) where none does: the best on these test rows.";
         assert!(use_it.contains(expected), "{use_it}");
         let without_evidence = [row(BASE, 0.01, summary(0.02)), row(JOINT, 0.7, summary(0.13))];
         let [_, use_it] = headline(&without_evidence, &scored(&known), &scored(&unknown));
-        let expected = "use `joint`, where an expert knows it (70.0 %) and where none does (13.0 %).";
+        let expected =
+            "use `joint`, the best on these test rows where an expert knows it (70.0 %) and where none does (13.0 %).";
         assert!(use_it.contains(expected), "{use_it}");
     }
 }

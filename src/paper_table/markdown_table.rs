@@ -12,14 +12,17 @@ const ABSENT: &str = "–";
 /// A number that the paper does not state, or that could not be verified.
 const NOT_AVAILABLE: &str = "not available";
 
+/// How the table of claims is read.
+const CLAIM_NOTE: &str = "± of a gain is the standard error of the bootstrap; the interval is wider than twice that, as \
+                          Student's is for few tasks or families.";
+
 /// The heading, the table, its note, and a table of the claims.
 pub fn markdown(spec: &TableSpec, scores: &TableScores, claims: &[JudgedClaim]) -> String {
     let mut parts = vec![format!("## {}", spec.title), table(spec, scores)];
-    if !spec.note.is_empty() {
-        parts.push(spec.note.trim().to_owned());
-    }
+    parts.push(format!("± is the standard error over {}. {}", scores.error_over(), spec.note.trim()).trim().to_owned());
     if !claims.is_empty() {
         parts.push(claim_table(claims));
+        parts.push(CLAIM_NOTE.to_owned());
     }
     parts.join("\n\n") + "\n"
 }

@@ -31,7 +31,8 @@ pub fn judge<'a>(spec: &'a TableSpec, scores: &TableScores, families: Option<&Ta
     let judged = ClaimData { scores, families };
     let judge = |claim: &'a ClaimSpec| {
         let column = scores.column(claim.column.as_deref());
-        let testable = spec.testable.as_ref().is_none_or(|rows| judged.is_testable(rows, column));
+        let decide = claim.testable.as_ref().or(spec.testable.as_ref());
+        let testable = decide.is_none_or(|rows| judged.is_testable(rows, column));
         let gains = judged.gains((&claim.better, &claim.worse), column);
         let gain = judged.paired(&gains);
         let mean = |(task, seeds): (String, Vec<f64>)| (task, seeds.iter().sum::<f64>() / seeds.len() as f64);

@@ -87,6 +87,11 @@ impl<'a> TableScores<'a> {
         self.spec.rows.iter().position(|row| row.label == label)
     }
 
+    /// What the standard error of a cell is over.
+    pub fn error_over(&self) -> &'static str {
+        if self.rows.iter().any(|row| row.0.len() > 1) { "seeds" } else { "rows" }
+    }
+
     /// The value of a cell, scaled: the mean over tasks and runs, with the standard error over runs if there are several,
     /// else over rows of the tasks, whose errors are independent.
     pub fn cell(&self, row: usize, column: TableColumn) -> Option<Score> {

@@ -108,6 +108,8 @@ pub struct ClaimSpec {
     pub worse: String,
     /// The column that decides; none: the mean if there is one, else the first.
     pub column: Option<String>,
+    /// The rows that decide whether this claim can be tested; none: those of the table.
+    pub testable: Option<TestableSpec>,
 }
 
 /// The rows of [`lorakit_eval::Verdict::NotTestable`].
@@ -151,7 +153,8 @@ impl TableSpec {
         }
         let columns: Vec<&str> =
             spec.columns.iter().map(|column| column.name.as_str()).chain(spec.mean.as_deref()).collect();
-        let testable = spec.testable.iter().flat_map(|testable| std::iter::once(&testable.own).chain(&testable.beats));
+        let testable = spec.testable.iter().chain(spec.claims.iter().filter_map(|claim| claim.testable.as_ref()));
+        let testable = testable.flat_map(|testable| std::iter::once(&testable.own).chain(&testable.beats));
         let named = spec.claims.iter().flat_map(|claim| [&claim.better, &claim.worse]).chain(testable);
         for label in named {
             let known = || labels.iter().copied().collect::<Vec<_>>().join(", ");
@@ -189,6 +192,7 @@ mod tests {
             (format!("{TABLE}x = inf\n"), "`x` is not finite"),
             (format!("families = ['a', '(b']\n{TABLE}"), "`(b` is not a regular expression"),
             (format!("{TABLE}[testable]\nown = 'x'\nbeats = []\n"), "no row `x`"),
+            (claim("better = 'base'\nworse = 'base'\ntestable = { own = 'y', beats = [] }\n"), "no row `y`"),
             (
                 format!(
                     "{TABLE}[[row]]\nlabel = 'best'\nresults = 'a'\nrouter = 'base'\naggregation = 'best'\n[[claim]]\n\

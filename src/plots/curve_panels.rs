@@ -68,7 +68,7 @@ pub fn svg(spec: &TableSpec, scores: &TableScores) -> Result<Option<String>> {
     let frame = PlotFrame {
         title: &spec.title,
         width: WIDTH,
-        note: "Means over tasks; lines are two standard errors to either side.",
+        note: &format!("Means over tasks; lines are two standard errors over {} to either side.", scores.error_over()),
         legend: named.map(|(at, s)| LegendEntry { name: printable(s.name), color: color(at) }).collect(),
     };
     let mut top = frame.top();

@@ -61,7 +61,7 @@ pub fn svg(spec: &TableSpec, scores: &TableScores) -> Result<String> {
     let frame = PlotFrame {
         title: &spec.title,
         width: left + AXIS + SCORES + MARGIN,
-        note: "Means over tasks; lines are two standard errors to either side.",
+        note: &format!("Means over tasks; lines are two standard errors over {} to either side.", scores.error_over()),
         legend: legend.collect(),
     };
     let mut top = frame.top();
