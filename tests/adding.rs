@@ -316,3 +316,37 @@ fn weights_of_the_base_are_called_equal_only_when_they_were_compared() {
     let said = adapters.add("equal", keys(), head(1.0), "--base BASE").ok().stderr;
     assert!(said.contains(own) && !said.contains("compared"), "{said}");
 }
+
+#[test]
+fn weights_of_the_base_are_compared_whatever_wrapper_they_were_saved_from() {
+    let adapters = ChangedAdapters::new();
+    let add = |name: &str, prefix: &str, factor: f32, rename: (&str, &str)| {
+        let copies = adapters.copies(factor, |name| name.contains("embed_tokens") || name.ends_with("0.mlp.up_proj.weight"));
+        let wrapped = |key: String| {
+            let key = key.replace("base_model.model.", &format!("base_model.model.{prefix}"));
+            key.replace("up_proj.weight", "up_proj.base_layer.weight").replace(rename.0, rename.1)
+        };
+        let copies = copies.into_iter().map(|(key, tensor)| (wrapped(key), tensor)).collect();
+        adapters.add(name, json!({ "target_modules": ["q_proj", "v_proj"] }), copies, "--base BASE")
+    };
+    for (at, prefix) in ["", "_orig_mod.", "_fsdp_wrapped_module.", "module."].into_iter().enumerate() {
+        let said = add(&format!("equal{at}"), prefix, 1.0, ("", "")).ok().stderr;
+        assert_contains(&said, &["copies of the base's own weights", "`model.embed_tokens.weight`", "up_proj.weight`"]);
+        let refused = add(&format!("other{at}"), prefix, 1.5, ("", "")).failed(1);
+        assert_contains(&refused, &["holds a `model.", ".weight` that differs from the base's"]);
+    }
+    let refused = add("unknown", "", 1.0, ("model.embed_tokens", "model.tower.embed_tokens")).failed(1);
+    assert_contains(&refused, &["`model.tower.embed_tokens.weight` that the base does not have"]);
+}
+
+#[test]
+fn of_biases_that_the_base_does_not_have_only_zeros_are_taken() {
+    let adapters = ChangedAdapters::new();
+    let add = |name: &str, module: &str, value: f32| {
+        let bias: Tensors = [(format!("base_model.model._orig_mod.{module}.bias"), (vec![48], vec![value; 48]))].into();
+        adapters.add(name, json!({ "target_modules": ["q_proj", "v_proj"] }), bias, "--base BASE")
+    };
+    let q = "model.layers.0.self_attn.q_proj.base_layer";
+    assert_contains(&add("zero", q, 0.0).ok().stderr, &["left out, since they are zero"]);
+    assert_contains(&add("other", "lm_head.base_layer", 0.5).failed(1), &["`lm_head.bias` that the base does not have"]);
+}

@@ -148,14 +148,15 @@ impl ResolvedBase {
         }
         let (checkpoint, config) = (self.checkpoint()?, self.config()?);
         let weight_of = |module: &str| format!("{module}.weight");
+        let has = |name: &str| checkpoint.names().any(|known| known == name);
         for (name, values) in adapter.base_tensors() {
-            let stored = checkpoint.names().any(|known| known == name);
-            let tied = config.tied && *name == weight_of(config.descriptor.lm_head) && !stored;
+            let tied = config.tied && *name == weight_of(config.descriptor.lm_head) && !has(name);
             let own = if tied { weight_of(config.descriptor.embedding) } else { name.clone() };
+            let found = if has(&own) { "differs from the base's" } else { "the base does not have" };
             ensure!(
                 checkpoint.has_values(&own, values)?,
-                "its file holds a `{name}` that differs from the base's, and PEFT would load it in place of the base's: was \
-                 the base resized or trained? Name that base, or save the adapter with save_embedding_layers=False"
+                "its file holds a `{name}` that {found}, and PEFT would load it in place of the base's: was the base resized \
+                 or trained? Name that base, or save the adapter with save_embedding_layers=False"
             );
         }
         Ok(())

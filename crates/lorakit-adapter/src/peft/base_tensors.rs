@@ -4,13 +4,14 @@
 //! them in place of the base's. What is equal to the base's changes nothing.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use crate::adapter::Adapter;
-use crate::error::Result;
+use crate::error::{AdapterError, Result};
 use crate::matrix::Matrix;
 use crate::name_list::quote_names;
 use crate::peft::stored_tensor::StoredTensor;
-use crate::peft::wrapper_prefix::PREFIX;
+use crate::peft::wrapper_prefix::Unwrapped;
 use crate::warning::Warning;
 
 /// The names that embeddings and heads have in PEFT, which saves them without being asked.
@@ -42,17 +43,16 @@ pub(crate) fn without_base_tensors(
             None => kept.push(tensor),
             Some(BaseTensor::Saved(name)) => {
                 saved.push(name.clone());
-                of_base.insert(name, tensor.rows()?);
+                insert(&mut of_base, name, tensor)?;
             }
             Some(bias) => {
-                let values = tensor.clone().rows()?;
-                if values.values().iter().any(|value| *value != 0.0) {
+                if tensor.clone().rows()?.values().iter().any(|value| *value != 0.0) {
                     kept.push(tensor);
                     continue;
                 }
-                zero.push(tensor.key);
+                zero.push(tensor.key.clone());
                 if let BaseTensor::Bias(name) = bias {
-                    of_base.insert(name, values);
+                    insert(&mut of_base, name, tensor)?;
                 }
             }
         }
@@ -71,6 +71,19 @@ pub(crate) fn without_base_tensors(
     Ok((kept, of_base))
 }
 
+/// Adds the tensor of the base of this name, which must be the only one: with and without a wrapper's prefix, two may be.
+fn insert(of_base: &mut BTreeMap<String, Matrix>, name: String, tensor: StoredTensor) -> Result<()> {
+    let key = tensor.key.clone();
+    match of_base.entry(name) {
+        Entry::Vacant(entry) => drop(entry.insert(tensor.rows()?)),
+        Entry::Occupied(entry) => {
+            let name = entry.key();
+            return Err(AdapterError::Tensors(format!("`{key}` is the base's `{name}`, which the file holds twice")));
+        }
+    }
+    Ok(())
+}
+
 impl Adapter {
     /// The same adapter, whose [`Adapter::base_tensors`] were found to be equal to the base's: its warning says so.
     pub fn with_equal_base_tensors(self) -> Self {
@@ -85,13 +98,14 @@ impl Adapter {
 
 impl BaseTensor {
     fn of(key: &str) -> Option<Self> {
-        let path = key.strip_prefix(PREFIX).unwrap_or(key);
+        // The names of the checkpoint, of which none has a wrapper's prefix.
+        let path = Unwrapped::of(key).path;
         let is_embedding = |module: &str| EMBEDDING_NAMES.contains(&module.rsplit('.').next().unwrap_or(module));
         if let Some(module) = path.strip_suffix(".weight") {
             if let Some(module) = module.strip_suffix(".base_layer") {
                 return Some(Self::Saved(format!("{module}.weight")));
             }
-            return is_embedding(module).then(|| Self::Saved(path.to_owned()));
+            return is_embedding(module).then(|| Self::Saved(path.clone()));
         }
         let module = path.strip_suffix(".bias")?;
         if let Some(module) = module.strip_suffix(".base_layer").filter(|module| is_embedding(module)) {

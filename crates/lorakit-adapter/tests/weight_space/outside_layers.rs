@@ -137,6 +137,24 @@ fn the_bases_own_tensors_and_zero_biases_are_set_aside() {
 }
 
 #[test]
+fn tensors_of_a_wrapped_base_have_its_own_names_and_none_twice() {
+    let keys = |more: &[&str]| {
+        changed(|tensors, _| {
+            more.iter().for_each(|key| drop(tensors.insert(format!("base_model.model.{key}"), f32s(&[9, 6], 0.5))));
+        })
+    };
+    let names = |key: &str| read(&keys(&[key])).unwrap().base_tensors().keys().cloned().collect::<Vec<_>>();
+    for prefix in ["_orig_mod.", "module.", "_fsdp_wrapped_module."] {
+        assert_eq!(names(&format!("{prefix}model.embed_tokens.weight")), ["model.embed_tokens.weight"]);
+    }
+    let within = "model.language_model.embed_tokens.weight";
+    assert_eq!(names("language_model.model.embed_tokens.base_layer.weight"), [within]);
+    assert_eq!(names("language_model.lm_head.weight"), ["lm_head.weight"]);
+    let twice = read(&keys(&["lm_head.weight", "module.lm_head.weight"])).unwrap_err();
+    assert!(twice.contains("`lm_head.weight`, which the file holds twice"), "{twice}");
+}
+
+#[test]
 fn biases_that_hold_something_are_refused_by_name() {
     for (key, meaning) in [("base_layer.bias", "bias of the base itself"), ("lora_B.bias", "lora_bias")] {
         let key = format!("base_model.model.{Q}.{key}");

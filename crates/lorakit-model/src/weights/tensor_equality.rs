@@ -6,13 +6,15 @@ use half::{bf16, f16};
 use lorakit_adapter::Matrix;
 
 impl Checkpoint {
-    /// Whether the tensor `name` has these values, a vector as one row; either may have been rounded to 16 bits. A tensor
-    /// that the checkpoint does not have cannot be replaced either.
+    /// Whether the tensor `name` has these values, a vector as one row; either may have been rounded to 16 bits. Of a tensor
+    /// that the checkpoint does not have, only a bias of zero is known to change nothing.
     ///
     /// # Errors
     /// If the tensor's type is not supported.
     pub fn has_values(&self, name: &str, values: &Matrix) -> Result<bool> {
-        let Some(stored) = self.find(name) else { return Ok(true) };
+        let Some(stored) = self.find(name) else {
+            return Ok(name.ends_with(".bias") && values.values().iter().all(|value| *value == 0.0));
+        };
         let shape = stored.shape();
         if shape.iter().product::<usize>() != values.rows() * values.cols() || shape.last() != Some(&values.cols()) {
             return Ok(false);
