@@ -321,7 +321,8 @@ fn weights_of_the_base_are_called_equal_only_when_they_were_compared() {
 fn weights_of_the_base_are_compared_whatever_wrapper_they_were_saved_from() {
     let adapters = ChangedAdapters::new();
     let add = |name: &str, prefix: &str, factor: f32, rename: (&str, &str)| {
-        let copies = adapters.copies(factor, |name| name.contains("embed_tokens") || name.ends_with("0.mlp.up_proj.weight"));
+        let copies =
+            adapters.copies(factor, |name| name.contains("embed_tokens") || name.ends_with("0.mlp.up_proj.weight"));
         let wrapped = |key: String| {
             let key = key.replace("base_model.model.", &format!("base_model.model.{prefix}"));
             key.replace("up_proj.weight", "up_proj.base_layer.weight").replace(rename.0, rename.1)
@@ -348,5 +349,8 @@ fn of_biases_that_the_base_does_not_have_only_zeros_are_taken() {
     };
     let q = "model.layers.0.self_attn.q_proj.base_layer";
     assert_contains(&add("zero", q, 0.0).ok().stderr, &["left out, since they are zero"]);
-    assert_contains(&add("other", "lm_head.base_layer", 0.5).failed(1), &["`lm_head.bias` that the base does not have"]);
+    assert_contains(
+        &add("other", "lm_head.base_layer", 0.5).failed(1),
+        &["`lm_head.bias` that the base does not have"],
+    );
 }

@@ -12,6 +12,7 @@ use crate::adapter::Adapter;
 use crate::error::Result;
 use crate::library::expert_record::{ExpertRecord, TaskRecord};
 use crate::library::library_store::{Library, write_expert};
+use crate::library::opaque_record::OpaqueRecord;
 use crate::low_rank::LowRank;
 use crate::peft::peft_config::{AdapterMetadata, TaskType};
 
@@ -38,7 +39,7 @@ pub struct HubExport<'a> {
 }
 
 impl<'a> HubExport<'a> {
-    /// Reads the expert `name`. Paths of its tasks are reduced to file names.
+    /// Reads the expert `name`. Paths of its tasks, and of those that its settings name, are reduced to file names.
     ///
     /// # Errors
     /// If the expert cannot be read.
@@ -50,14 +51,7 @@ impl<'a> HubExport<'a> {
         // Local paths are useless elsewhere, and private.
         let own = own.filter(|name| !name.contains(['/', '\\']));
         let metadata = AdapterMetadata { base_model: hub_base.clone().or(own), ..adapter.metadata().clone() };
-        let shortened = |task: TaskRecord| {
-            let file = Path::new(&task.path).file_name().map(|file| file.to_string_lossy().into_owned());
-            TaskRecord { path: file.unwrap_or_default(), ..task }
-        };
-        let record = record.map(|record| {
-            let all = |tasks: &[TaskRecord]| tasks.iter().cloned().map(shortened).collect();
-            ExpertRecord { tasks: all(&record.tasks), seen: all(&record.seen), ..record }
-        });
+        let record = record.map(without_folders).transpose()?;
         Ok(Self { name, adapter: adapter.with_metadata(metadata), record, hub_base })
     }
 
@@ -168,6 +162,39 @@ impl<'a> HubExport<'a> {
             quoted(self.name)
         )
     }
+}
+
+/// The record with file names in place of paths, wherever it has tasks. The hash of settings that had paths is theirs without:
+/// a hash can confirm a guess.
+fn without_folders(record: ExpertRecord) -> Result<ExpertRecord> {
+    let all = |tasks: Vec<TaskRecord>| {
+        tasks.into_iter().map(|task| TaskRecord { path: file_name(&task.path), ..task }).collect()
+    };
+    let mut settings: Value = record.settings.read()?;
+    shorten_paths(&mut settings);
+    let settings = OpaqueRecord::new(&settings)?;
+    let settings_sha256 = if settings == record.settings { record.settings_sha256 } else { settings.sha256() };
+    Ok(ExpertRecord { tasks: all(record.tasks), seen: all(record.seen), settings, settings_sha256, ..record })
+}
+
+/// Shortens the paths of the tasks anywhere in settings: a fitted merge has those of its fit.
+fn shorten_paths(settings: &mut Value) {
+    match settings {
+        Value::Array(all) => all.iter_mut().for_each(shorten_paths),
+        Value::Object(fields) => {
+            let is_task = ["name", "sha256", "split_seed"].iter().all(|field| fields.contains_key(*field));
+            if let Some(Value::String(path)) = fields.get_mut("path").filter(|_| is_task) {
+                *path = file_name(path);
+            }
+            fields.values_mut().for_each(shorten_paths);
+        }
+        _ => {}
+    }
+}
+
+/// The last part of a path of any system.
+fn file_name(path: &str) -> String {
+    path.rsplit(['/', '\\']).next().unwrap_or_default().to_owned()
 }
 
 /// The name on the Hub of the base of an expert whose configuration names `own`.

@@ -5,9 +5,10 @@ use std::fs;
 use std::path::Path;
 
 use lorakit_adapter::{
-    Adapter, AdapterMetadata, BaseIdentity, ExpertRecord, Library, OpaqueRecord, TaskRecord, WEIGHTS_FILE,
+    Adapter, AdapterMetadata, BaseIdentity, ExpertRecord, HubExport, Library, OpaqueRecord, TaskRecord, WEIGHTS_FILE,
 };
 use lorakit_format::hash::sha256_of_file;
+use serde_json::json;
 
 use crate::{chain, small_adapter};
 
@@ -66,6 +67,38 @@ fn experts_are_added_listed_read_and_removed() {
     assert_eq!(library.expert_names().unwrap(), ["alpha"]);
     let error = library.adapter("zeta").unwrap_err().to_string();
     assert!(error.contains("no expert `zeta`") && error.contains("`alpha`"), "{error}");
+}
+
+#[test]
+fn exports_have_no_path_of_any_task_and_no_hash_of_one() {
+    let temporary = tempfile::tempdir().unwrap();
+    let library = Library::open_or_create(&temporary.path().join("lib"), None).unwrap();
+    let task = |path: &str| TaskRecord { path: path.into(), ..record().tasks.remove(0) };
+    let merge = |task: TaskRecord| {
+        let settings =
+            json!({ "merge": { "method": "linear", "experts": [], "fit": { "tasks": [task] } }, "path": "kept" });
+        OpaqueRecord::new(&settings).unwrap()
+    };
+    let settings = merge(task("/home/me/secret/t.json"));
+    let fitted = ExpertRecord {
+        tasks: vec![task("/home/me/secret/t.json")],
+        seen: vec![task(r"C:\secret\t.json")],
+        settings_sha256: settings.sha256(),
+        settings,
+        ..record()
+    };
+    let plain = ExpertRecord { settings_sha256: "as it was".into(), ..record() };
+    for (name, record) in [("fitted", fitted), ("plain", plain)] {
+        library.add(name, &small_adapter(1), Some(&record)).unwrap();
+        HubExport::new(&library, name).unwrap().write(&temporary.path().join(name), None).unwrap();
+    }
+    let exported = |name: &str| fs::read_to_string(temporary.path().join(name).join("expert.json")).unwrap();
+    assert!(!exported("fitted").contains("secret"), "{}", exported("fitted"));
+    let found: ExpertRecord = serde_json::from_str(&exported("fitted")).unwrap();
+    assert_eq!((&found.tasks[0].path, &found.seen[0].path), (&"t.json".to_owned(), &"t.json".to_owned()));
+    let shortened = merge(task("t.json"));
+    assert_eq!((found.settings_sha256, &found.settings), (shortened.sha256(), &shortened));
+    assert!(exported("plain").contains("\"as it was\""), "settings without paths keep their hash");
 }
 
 /// Names are compared by their last part, fingerprints before names, and what is not known is no difference.
