@@ -27,12 +27,12 @@ pub fn embedding_clusters(
 
 fn check(vectors: &[(String, Vec<f32>)]) -> Result<()> {
     let expected = vectors[0].1.len().max(1);
-    for (expert, vector) in vectors {
+    for (name, vector) in vectors {
         if vector.len() != expected {
-            return Err(ClusterError::EmbeddingLength { expert: expert.clone(), found: vector.len(), expected });
+            return Err(ClusterError::EmbeddingLength { name: name.clone(), found: vector.len(), expected });
         }
         if vector.iter().any(|value| !value.is_finite()) {
-            return Err(ClusterError::NotFinite { what: "the embedding of expert", name: expert.clone() });
+            return Err(ClusterError::NotFinite { what: "the embedding of", name: name.clone() });
         }
     }
     Ok(())
@@ -54,10 +54,10 @@ mod tests {
     }
 
     #[test]
-    fn vectors_that_do_not_fit_are_errors_that_name_the_expert() {
+    fn vectors_that_do_not_fit_are_errors_that_name_it() {
         assert!(matches!(
             embedding_clusters(named(&[&[0.0, 1.0], &[5.0]]), 1, 0),
-            Err(ClusterError::EmbeddingLength { expert, found: 1, expected: 2 }) if expert == "e1"
+            Err(ClusterError::EmbeddingLength { name, found: 1, expected: 2 }) if name == "e1"
         ));
         assert!(
             matches!(embedding_clusters(named(&[&[0.0], &[f32::NAN]]), 1, 0), Err(ClusterError::NotFinite { name, .. }) if name == "e1")

@@ -17,11 +17,11 @@ pub enum ClusterError {
     /// A file could not be read or written.
     #[error(transparent)]
     Format(#[from] lorakit_format::FormatError),
-    /// Two experts have one name.
-    #[error("expert `{0}` is given twice; give each expert a name of its own")]
+    /// Two experts or tasks have one name.
+    #[error("`{0}` is given twice; name it once")]
     DuplicateExpert(String),
-    /// Fewer than two experts.
-    #[error("found {0} expert(s); clustering needs at least two")]
+    /// Fewer than two experts or tasks.
+    #[error("found {0} to cluster; expected at least two")]
     TooFewExperts(usize),
     /// The caller's closure failed to open an expert.
     #[error("expert `{expert}` could not be read")]
@@ -77,27 +77,32 @@ pub enum ClusterError {
         /// Its output and input width in the second.
         second_shape: [usize; 2],
     },
-    /// NaN, infinite or overflowing values.
-    #[error("{what} `{name}` has NaN, infinite or overflowing values; expected finite ones")]
+    /// NaN or infinite values.
+    #[error("{what} `{name}` has NaN or infinite values; expected finite ones")]
     NotFinite {
-        /// What has the name: an expert, the embedding of an expert, a point.
+        /// What has the name: an embedding, a point.
         what: &'static str,
         /// Its name.
         name: String,
     },
+    /// An inner product that is not finite, of finite values; of which experts is the rest of the sentence.
+    #[error(
+        "the inner product of {0} is not finite: its values are too large; did its training diverge? Leave it out with --experts"
+    )]
+    Overflow(String),
     /// No clusters.
     #[error("k is 0; expected at least one cluster")]
     ZeroClusters,
-    /// More clusters than experts.
-    #[error("k is {k} and there are {experts} experts; expected k of at most {experts}")]
+    /// More clusters than experts or tasks.
+    #[error("k is {k} with {points} to cluster; expected k of at most {points}")]
     TooManyClusters {
         /// The number of clusters asked for.
         k: usize,
-        /// The number of experts.
-        experts: usize,
+        /// The number of experts or tasks.
+        points: usize,
     },
     /// More clusters than distinct points.
-    #[error("k is {k} and only {distinct} of the {points} experts are distinct; expected k of at most {distinct}")]
+    #[error("k is {k} and only {distinct} of the {points} to cluster are distinct; expected k of at most {distinct}")]
     TooFewDistinct {
         /// The number of clusters asked for.
         k: usize,
@@ -117,17 +122,17 @@ pub enum ClusterError {
         expected: &'static str,
     },
     /// Embeddings of different lengths.
-    #[error("the embedding of expert `{expert}` has {found} values; expected {expected}, as the others have")]
+    #[error("the embedding of `{name}` has {found} values; expected {expected}, as the others have")]
     EmbeddingLength {
-        /// The expert whose embedding differs.
-        expert: String,
+        /// The expert or task whose embedding differs.
+        name: String,
         /// Its length.
         found: usize,
-        /// The first expert's length.
+        /// The first one's length.
         expected: usize,
     },
     /// Two clusterings of different experts, which cannot be compared.
-    #[error("the clusterings do not cover the same experts: `{0}` is in one alone")]
+    #[error("the clusterings do not cover the same names: `{0}` is in one alone")]
     DifferentExperts(String),
     /// A numerical routine of a dependency failed.
     #[error("{0} failed")]

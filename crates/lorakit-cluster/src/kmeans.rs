@@ -125,11 +125,11 @@ fn check_points(points: &[Vec<f64>]) -> Result<()> {
 /// Checks a number of clusters.
 ///
 /// # Errors
-/// If k is 0 or exceeds the number of experts.
-pub(crate) fn check_k(k: usize, experts: usize) -> Result<()> {
+/// If k is 0 or exceeds the number of what is clustered.
+pub(crate) fn check_k(k: usize, points: usize) -> Result<()> {
     match k {
         0 => Err(ClusterError::ZeroClusters),
-        _ if k > experts => Err(ClusterError::TooManyClusters { k, experts }),
+        _ if k > points => Err(ClusterError::TooManyClusters { k, points }),
         _ => Ok(()),
     }
 }
@@ -236,7 +236,7 @@ mod tests {
     fn impossible_numbers_of_clusters_are_errors() {
         let points = [1.0, 1.0, 2.0].map(|value| vec![value]);
         assert!(matches!(kmeans(&points, 0, 0), Err(ClusterError::ZeroClusters)));
-        assert!(matches!(kmeans(&points, 4, 0), Err(ClusterError::TooManyClusters { k: 4, experts: 3 })));
+        assert!(matches!(kmeans(&points, 4, 0), Err(ClusterError::TooManyClusters { k: 4, points: 3 })));
         assert!(matches!(kmeans(&points, 3, 0), Err(ClusterError::TooFewDistinct { k: 3, points: 3, distinct: 2 })));
         assert!(kmeans(&points, 2, 0).is_ok());
     }

@@ -228,7 +228,7 @@ mod tests {
         assert!(matches!(mbc(&experts, &options(ComparisonSpace::Delta, 0)), Err(ClusterError::ZeroClusters)));
         assert!(matches!(
             mbc(&experts, &options(ComparisonSpace::Delta, 13)),
-            Err(ClusterError::TooManyClusters { k: 13, experts: 12 })
+            Err(ClusterError::TooManyClusters { k: 13, points: 12 })
         ));
     }
 

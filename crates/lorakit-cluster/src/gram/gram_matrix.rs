@@ -41,9 +41,19 @@ impl GramMatrix {
 
     /// Checks that no product overflowed: the adapters' values are finite, their products may not be.
     fn new(names: Vec<String>, values: Vec<f64>) -> Result<Self> {
-        match values.iter().position(|value| !value.is_finite()) {
-            Some(at) => Err(ClusterError::NotFinite { what: "expert", name: names[at / names.len()].clone() }),
+        let count = names.len();
+        let is_wrong = |(row, column): &(usize, usize)| !values[row * count + column].is_finite();
+        // An expert whose values overflow does so with itself too, and spoils its products with the others.
+        let mut alone = (0..count).map(|at| (at, at));
+        let mut pairs = (0..count * count).map(|at| (at / count, at % count));
+        match alone.find(is_wrong).or_else(|| pairs.find(is_wrong)) {
             None => Ok(Self { names, values }),
+            Some((row, column)) if row == column => {
+                Err(ClusterError::Overflow(format!("expert `{}` with itself", names[row])))
+            }
+            Some((row, column)) => {
+                Err(ClusterError::Overflow(format!("experts `{}` and `{}`", names[row], names[column])))
+            }
         }
     }
 
@@ -150,8 +160,11 @@ mod tests {
         let experts = ExpertSet::in_memory(adapters).unwrap();
         for space in [ComparisonSpace::Parameters, ComparisonSpace::Delta] {
             let error = GramMatrix::of(&experts, space, 0.0).unwrap_err();
-            assert!(matches!(&error, ClusterError::NotFinite { .. }), "{error}");
+            assert!(matches!(&error, ClusterError::Overflow(of) if of == "expert `huge` with itself"), "{error}");
         }
+        let names = ["a", "b"].map(str::to_owned).to_vec();
+        let error = GramMatrix::new(names, vec![1.0, f64::INFINITY, f64::INFINITY, 1.0]).unwrap_err();
+        assert!(matches!(&error, ClusterError::Overflow(of) if of == "experts `a` and `b`"), "{error}");
     }
 
     #[test]

@@ -9,8 +9,9 @@ use lorakit_adapter::{Adapter, AdapterError, AdapterMetadata, LowRank, Matrix};
 use rayon::prelude::*;
 use std::collections::BTreeSet;
 
-/// Memory limit for dense deltas of modules merged in parallel, in bytes. A module that needs more is merged alone.
-const DENSE_BYTES: usize = 1 << 30;
+/// Memory limit for what a merge keeps of the modules that it merges in parallel, in bytes. A module that needs more is merged
+/// alone.
+const PARALLEL_BYTES: usize = 1 << 30;
 
 /// A module with the updates of the experts that change it.
 pub(super) struct Module<'a> {
@@ -45,6 +46,22 @@ pub(super) enum Footprint {
     LowRank,
     /// Matrices as large as the module's weight.
     Dense,
+}
+
+impl Footprint {
+    /// About how many bytes it keeps of `module`.
+    fn bytes(self, module: &Module) -> usize {
+        // Both factors of all experts together, their orthonormal bases and what becomes of them.
+        const FACTORS: usize = 5;
+        let values = match self {
+            Self::Dense => module.input * module.output,
+            Self::LowRank => {
+                let rank = module.rank_sum();
+                FACTORS * rank * (module.input + module.output) + rank * rank
+            }
+        };
+        size_of::<f64>() * values
+    }
 }
 
 impl<'a> Module<'a> {
@@ -165,14 +182,11 @@ pub(super) fn paths(experts: &[Expert]) -> BTreeSet<&str> {
 
 /// Groups of modules that are merged in parallel.
 fn groups<'a, 'b>(modules: &'b [Module<'a>], footprint: Footprint) -> Vec<&'b [Module<'a>]> {
-    if footprint == Footprint::LowRank {
-        return vec![modules];
-    }
     let mut groups = Vec::new();
     let (mut start, mut bytes) = (0, 0);
     for (at, module) in modules.iter().enumerate() {
-        let needed = size_of::<f64>() * module.input * module.output;
-        if at > start && bytes + needed > DENSE_BYTES {
+        let needed = footprint.bytes(module);
+        if at > start && bytes + needed > PARALLEL_BYTES {
             groups.push(&modules[start..at]);
             (start, bytes) = (at, 0);
         }
@@ -204,4 +218,28 @@ fn check(experts: &[Expert], coefficients: &Coefficients) -> Result<AdapterMetad
         metadata.embeddings.extend(theirs.embeddings.iter().cloned());
     }
     Ok(metadata)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn modules_of_many_experts_are_not_all_merged_at_once() {
+        let zeros = |rows, columns| Matrix::new(rows, columns, vec![0.0; rows * columns]).unwrap();
+        let update = LowRank::new(zeros(64, 1024), zeros(1024, 64), 1.0).unwrap();
+        let module = |experts: usize| {
+            let part = |expert| ModuleExpert { expert, name: "e", weight: 1.0, update: &update };
+            let parts = (0..experts).map(part).collect();
+            Module { path: "m", input: 1024, output: 1024, parts, total_weight: experts as f64 }
+        };
+        let sizes = |experts: &[usize], footprint| {
+            let modules: Vec<Module> = experts.iter().map(|experts| module(*experts)).collect();
+            groups(&modules, footprint).iter().map(|group| group.len()).collect::<Vec<_>>()
+        };
+        assert_eq!(sizes(&[2; 9], Footprint::LowRank), [9]);
+        assert_eq!(sizes(&[300, 1, 1, 300, 300], Footprint::LowRank), [1, 2, 1, 1]);
+        assert_eq!(sizes(&[300; 200], Footprint::Dense), [128, 72]);
+    }
 }
