@@ -34,25 +34,48 @@ once() {
     touch "$mark"
 }
 
-# cost EXPERTS TRAINED_ROWS SCORED_ROWS FILE...: estimates before anything starts, per seed. The files say how long a row is.
-# A trained token costs 6 operations per parameter, a scored one 2; TFLOPS is what the machine reaches, 0.1 by default or
-# 150 with --device cuda.
+# sizes TASK...: the numbers of train, validation and test rows of all tasks, and the characters of a mean row.
+sizes() {
+    local listed
+    listed="$("$lorakit" task ls --json "$@")" || return
+    python3 -c '
+import json, sys
+
+tasks = json.load(sys.stdin)["tasks"]
+total = lambda key, split: sum(task[key][split] for task in tasks)
+splits = ("train", "validation", "test")
+rows = [total("rows", split) for split in splits]
+print(*rows, sum(total("characters", split) for split in splits) // max(sum(rows), 1))' <<< "$listed"
+}
+
+# cost EXPERTS TRAINED_ROWS SCORED_ROWS TASK... [-- TASK...]: estimates before anything starts, per seed. The tasks say how long
+# a row is, those after -- how long a scored one is. A token is taken for 4 characters; a trained one costs 6 operations per
+# parameter, a scored one 2; TFLOPS is what the machine reaches, 0.1 by default or 150 with --device cuda.
 cost() {
-    local experts="$1" trained="$2" scored="$3" bytes lines info tflops=0.1
+    local experts="$1" trained="$2" scored="$3" trained_row scored_row info rank=4 tflops=0.1 of_trained=()
     shift 3
+    while [ $# -gt 0 ] && [ "$1" != -- ]; do of_trained+=("$1") && shift; done
+    trained_row="$(sizes "${of_trained[@]}")"
+    scored_row="$trained_row"
+    [ $# -eq 0 ] || scored_row="$(sizes "${@:2}")"
+    trained_row="${trained_row##* }" scored_row="${scored_row##* }"
     case " ${options[*]-} " in *" cuda"*) tflops=150 ;; esac
-    bytes="$(cat "$@" | wc -c)" lines="$(cat "$@" | wc -l)"
+    for setting in "${settings[@]}"; do
+        case "$setting" in rank=*) rank="${setting#rank=}" ;; esac
+    done
     info="$("$lorakit" base info "$base" --json)"
     field() { sed -n "s/.*\"$1\": \([0-9]*\).*/\1/p" <<< "$info" | head -n 1; }
-    awk -v bytes="$bytes" -v lines="$lines" -v trained="$trained" -v scored="$scored" -v experts="$experts" \
-        -v parameters="$(field parameters)" -v of_expert="$(field expert_parameters)" \
+    # base info counts the parameters of an expert of rank 4 on the attention's projections.
+    awk -v trained="$trained" -v scored="$scored" -v trained_row="$trained_row" -v scored_row="$scored_row" \
+        -v experts="$experts" -v parameters="$(field parameters)" -v of_expert="$(field expert_parameters)" -v rank="$rank" \
         -v tflops="${TFLOPS:-$tflops}" -v seeds="${#seeds[@]}" 'BEGIN {
-            row = bytes / 4 / (lines > 0 ? lines : 1)
-            hours = row * parameters * (6 * trained + 2 * scored) / tflops / 1e12 / 3600
-            printf "About %.1f million training tokens (%d rows of %.0f) and %.1f million scored ones, ", trained * row / 1e6,
-                trained, row, scored * row / 1e6
+            learned = trained * trained_row / 4
+            read = scored * scored_row / 4
+            hours = parameters * (6 * learned + 2 * read) / tflops / 1e12 / 3600
+            printf "About %.1f million training tokens (%d rows of %.0f) and %.1f million scored ones (%d rows of %.0f), ",
+                learned / 1e6, trained, trained_row / 4, read / 1e6, scored, scored_row / 4
             printf "%.2g hours at %g TFLOP/s, %.2g GB of adapters; %d seed(s), each as much.\n", hours, tflops,
-                experts * of_expert * 4 / 1e9, seeds
+                experts * of_expert * rank / 4 * 4 / 1e9, seeds
         }'
 }
 

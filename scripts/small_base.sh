@@ -87,10 +87,7 @@ case "$part" in
     clusters) libraries=4 ;;
     *) usage ;;
 esac
-row="$(mktemp)"
-trap 'rm -f "$row"' EXIT
-echo '{"input": "an instruction, an input about as long as a row", "output": "of them"}' > "$row"
-cost $((count * 2 + 3 * k + 1)) $((libraries * count * steps * 16)) $((82 * count * ${ROWS:-50})) "$row"
+cost $((count * 2 + 3 * k + 1)) $((libraries * count * steps * 16)) $((82 * count * ${ROWS:-50})) "${tasks[@]}"
 
 # Routers by what they see: weights alone; answers to validation rows; k prompts of each task; these and 4 validation rows.
 weights_alone=(uniform random arrow_norm arrow arrow:top_k=all arrow:top_k=1 arrow:mixing=separate uniform:mixing=separate)

@@ -339,8 +339,12 @@ fn byte_order_marks_and_crlf_are_read() {
         let file = folder.path().join(name);
         fs::write(&file, bytes).unwrap();
         let listed = run(["task", "ls", "--json", file.to_str().unwrap()]).json();
-        let rows = &listed["tasks"][0]["rows"];
-        ["train", "validation", "test"].iter().map(|split| rows[split].as_u64().unwrap()).sum::<u64>()
+        let of = |key: &str| {
+            let sizes = &listed["tasks"][0][key];
+            ["train", "validation", "test"].iter().map(|split| sizes[split].as_u64().unwrap()).sum::<u64>()
+        };
+        assert_eq!(of("characters"), 9, "2 and 5 of prompts, line breaks too, and 1 of each answer");
+        of("rows")
     };
     let (one, two) = (r#"{"input": "a", "output": "b"}"#, r#"{"input": "ünï\u0000", "output": "d"}"#);
     assert_eq!(rows("bom.json", format!("\u{feff}[{one}, {two}]").as_bytes()), 2);

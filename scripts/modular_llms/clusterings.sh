@@ -15,7 +15,7 @@ if [ "$mode" = smoke ]; then
     small_benchmarks
     sizes=2
 fi
-cost $((5 * k)) $((5 * 5 * $(cat "${trained_files[@]}" | wc -l))) 400000 "${trained_files[@]}"
+cost $((5 * k)) $((5 * 5 * $(cat "${trained_files[@]}" | wc -l))) 400000 "${tasks[@]}"
 
 for seed in "${seeds[@]}"; do
     libraries "$seed" mbc random_tasks embeddings random_examples shared private

@@ -24,7 +24,7 @@ if [ "$mode" = smoke ]; then
     fractions=0.1 few_fractions=0.1
     sni=("${sni[0]}:task1557_jfleg_answer_generation,task1153_bard_analogical_reasoning_affordance")
 fi
-cost $((3 * 12 * 8)) $((3 * 5 * $(cat "${trained_files[@]}" | wc -l))) 100000 "${trained_files[@]}"
+cost $((3 * 12 * 8)) $((3 * 5 * $(cat "${trained_files[@]}" | wc -l))) 100000 "${tasks[@]}"
 
 # adapt SEED NAME LIBRARY METHOD FRACTION: writes the scores of the adapted tasks, once.
 adapt() {

@@ -8,7 +8,7 @@
 #        scripts/modular_llms/upstream.sh --smoke OUT
 source "$(dirname "$0")/libraries.sh"
 paper_arguments "$@"
-cost $((2 * ${#trained_files[@]} + k)) $((3 * 5 * $(cat "${trained_files[@]}" | wc -l))) 100000 "${trained_files[@]}"
+cost $((2 * ${#trained_files[@]} + k)) $((3 * 5 * $(cat "${trained_files[@]}" | wc -l))) 100000 "${tasks[@]}"
 
 routers=(uniform:mixing=separate arrow:mixing=separate uniform scaled_uniform random arrow_norm arrow tp tfidf evidence oracle)
 for seed in "${seeds[@]}"; do

@@ -21,7 +21,7 @@ if [ "$mode" = smoke ]; then
     small_benchmarks
     FULL=1
 fi
-cost $((${#trained_files[@]} * 2 + 2 * skills + k)) $((5 * 5 * $(cat "${trained_files[@]}" | wc -l))) 600000 "${trained_files[@]}"
+cost $((${#trained_files[@]} * 2 + 2 * skills + k)) $((5 * 5 * $(cat "${trained_files[@]}" | wc -l))) 600000 "${tasks[@]}"
 
 mixed=(uniform:mixing=separate arrow:mixing=separate)
 for seed in "${seeds[@]}"; do

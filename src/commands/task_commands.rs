@@ -72,17 +72,25 @@ struct TaskEntry<'a> {
     #[serde(flatten)]
     task: TaskDocument<'a>,
     description: Option<&'a str>,
-    rows: SplitRows,
+    rows: SplitSizes,
+    /// Of prompts and answers, which say how much there is to read without a tokenizer.
+    characters: SplitSizes,
     choices: bool,
     metrics: Vec<&'static str>,
 }
 
-/// Numbers of rows.
+/// A number for each split.
 #[derive(Serialize)]
-struct SplitRows {
+struct SplitSizes {
     train: usize,
     validation: usize,
     test: usize,
+}
+
+impl SplitSizes {
+    fn of(size: impl Fn(Split) -> usize) -> Self {
+        Self { train: size(Split::Train), validation: size(Split::Validation), test: size(Split::Test) }
+    }
 }
 
 /// Runs a subcommand of `task`.
@@ -97,30 +105,27 @@ pub fn run(command: TaskCommand, context: &CommandContext) -> Result<()> {
 fn ls(args: &TaskLsArgs, context: &CommandContext) -> Result<()> {
     let tasks = args.data.load(&args.tasks, context)?;
     let metrics = |task: &Task| task.metrics.iter().map(|metric| metric.name()).collect::<Vec<_>>();
-    let counts = |task: &Task| [Split::Train, Split::Validation, Split::Test].map(|split| task.count(split));
-    let entry = |task| {
-        let [train, validation, test] = counts(task);
-        TaskEntry {
-            task: TaskDocument::of(task),
-            description: task.description.as_deref(),
-            rows: SplitRows { train, validation, test },
-            choices: task.has_choices(),
-            metrics: metrics(task),
-        }
+    let length = |row: &Row| {
+        let texts = [row.prompt.as_str(), row.delimiter.as_str(), row.target()];
+        texts.map(|text| text.chars().count()).iter().sum::<usize>()
     };
-    let mut entries = Vec::new();
-    for task in &tasks {
-        entries.push(entry(task));
-    }
-    let document = TaskList { tasks: entries };
+    let entry = |task| TaskEntry {
+        task: TaskDocument::of(task),
+        description: task.description.as_deref(),
+        rows: SplitSizes::of(|split| task.count(split)),
+        characters: SplitSizes::of(|split| task.rows_of(split).map(length).sum()),
+        choices: task.has_choices(),
+        metrics: metrics(task),
+    };
+    let document = TaskList { tasks: tasks.iter().map(entry).collect() };
     context.output.result(&document, || {
         let line = |task: &Task| {
-            let [train, validation, test] = counts(task).map(|count| count.to_string());
+            let count = |split| task.count(split).to_string();
             vec![
                 task.name.clone(),
-                train,
-                validation,
-                test,
+                count(Split::Train),
+                count(Split::Validation),
+                count(Split::Test),
                 metrics(task).join(", "),
                 task.description.clone().unwrap_or_default(),
             ]
