@@ -72,6 +72,27 @@ mod tests {
     }
 
     #[test]
+    fn answers_are_compared_as_the_task_file_says() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        write("train.jsonl", r#"{"input": "a", "output": "Yes, 64,335,696."}"#);
+        write("test.jsonl", r#"{"input": "b", "output": "yes 64335696.0"}"#);
+        for (keys, expected) in [
+            ("", 0.0),
+            ("ignore_case = true\nregexes_to_ignore = [',', '[.].*']\n", 1.0),
+            ("extract = '([0-9][0-9.,]*)'\n", 0.0),
+            ("extract = '([0-9][0-9.,]*)'\ntolerance = 1e-3\n", 1.0),
+        ] {
+            let files = "train = \"train.jsonl\"\ntest = \"test.jsonl\"\nmetrics = [\"exact_match\"]\n";
+            write("tasks.toml", &format!("{files}{keys}[[task]]\nname = \"one\"\n"));
+            let path = folder.path().join("tasks.toml").display().to_string();
+            let task = Task::load(&path, None).unwrap().remove(0);
+            let scores = score_chance(&task, &EvalOptions::default()).unwrap();
+            assert_eq!(scores.metrics["exact_match"].value, expected, "{keys}");
+        }
+    }
+
+    #[test]
     fn a_random_choice_is_right_once_in_the_number_of_choices() {
         let rows = "{\"input\": \"q\", \"choices\": [\"a\", \"b\"], \"answer\": 0}\n\
                     {\"input\": \"r\", \"choices\": [\"a\", \"b\", \"c\", \"d\"], \"answer\": 1}\n";

@@ -10,7 +10,7 @@ use crate::eval_progress::{EvalProgress, EvalStage};
 use crate::generate_options::GenerateOptions;
 use crate::generation::{GenerationEvent, generate};
 use crate::likelihood::example_losses;
-use crate::metrics::exact_match::{exact_match, exact_match_normalized};
+use crate::metrics::exact_match::{exact_match_by, exact_match_normalized};
 use crate::metrics::rouge_l::rouge_l;
 use crate::metrics::score::TaskScores;
 use crate::patched_model::PatchedModel;
@@ -219,10 +219,11 @@ pub(crate) fn score_text(text: &str, task: &Task, sample: &mut Sample) -> Result
     for &metric in &task.metrics {
         match metric {
             Metric::ExactMatch => {
-                let holds =
-                    |rule: fn(&str, &[String]) -> bool| f64::from(answer.is_some_and(|text| rule(text, &accepted)));
-                put(metric.name(), holds(exact_match));
-                put(EXACT_MATCH_NORMALIZED, holds(exact_match_normalized));
+                let comparison = &task.generation.comparison;
+                let exact = answer.is_some_and(|text| exact_match_by(comparison, text, &accepted));
+                let normalized = answer.is_some_and(|text| exact_match_normalized(text, &accepted));
+                put(metric.name(), f64::from(exact));
+                put(EXACT_MATCH_NORMALIZED, f64::from(normalized));
             }
             Metric::RougeL => {
                 put(metric.name(), answer.map_or(Ok(0.0), |text| rouge_l(text, &accepted))?);

@@ -15,8 +15,11 @@ impl AnswerPattern {
     /// # Errors
     /// If the pattern is not a regular expression.
     pub fn new(pattern: &str) -> Result<Self> {
-        let regex = Regex::new(pattern)
-            .map_err(|source| TaskError::Pattern { pattern: pattern.to_string(), source: Box::new(source) })?;
+        let regex = Regex::new(pattern).map_err(|source| TaskError::Pattern {
+            key: "extract",
+            pattern: pattern.to_string(),
+            source: Box::new(source),
+        })?;
         Ok(AnswerPattern(regex))
     }
 

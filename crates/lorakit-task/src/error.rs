@@ -136,8 +136,10 @@ pub enum TaskError {
     #[error("{0}")]
     Render(String),
     /// A pattern that is not a regular expression.
-    #[error("`extract` is not a regular expression: {pattern}")]
+    #[error("`{key}`: not a regular expression: {pattern}")]
     Pattern {
+        /// The key of the task file.
+        key: &'static str,
         /// The pattern.
         pattern: String,
         /// What the regex engine said.

@@ -37,6 +37,7 @@
 //! # }
 //! ```
 
+mod answer_comparison;
 mod answer_pattern;
 mod chat;
 mod column_names;
@@ -55,6 +56,7 @@ mod split;
 mod task;
 mod tokenization;
 
+pub use answer_comparison::AnswerComparison;
 pub use answer_pattern::AnswerPattern;
 pub use chat::chat_template::{ChatTemplate, RenderedChat};
 pub use chat::conversation::{Conversation, Message};

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use lorakit_format::hash::sha256;
 use serde_json::{Map, Value};
 
+use crate::answer_comparison::AnswerComparison;
 use crate::answer_pattern::AnswerPattern;
 use crate::column_names::ColumnNames;
 use crate::error::{Result, TaskError};
@@ -48,6 +49,8 @@ pub struct GenerationConfig {
     /// Finds the answer in the generated text and in the accepted answers (an accepted answer that does not match is
     /// used as it is); None: the whole text is the answer.
     pub extract: Option<AnswerPattern>,
+    /// When an answer is exactly that of the task.
+    pub comparison: AnswerComparison,
 }
 
 /// The texts around the examples of a few-shot prompt.
@@ -139,7 +142,12 @@ impl Task {
             split_seed: 0,
             columns: ColumnNames::default(),
             metrics: vec![Metric::Loss, Metric::ExactMatch],
-            generation: GenerationConfig { stop: Vec::new(), max_new_tokens: 24, extract: None },
+            generation: GenerationConfig {
+                stop: Vec::new(),
+                max_new_tokens: 24,
+                extract: None,
+                comparison: AnswerComparison::default(),
+            },
             few_shot: FewShotTexts::default(),
             warnings: Vec::new(),
             sha256: sha256(lines.as_bytes()),

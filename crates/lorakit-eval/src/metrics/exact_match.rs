@@ -1,5 +1,7 @@
 //! Exact match with one of the accepted answers.
 
+use lorakit_task::AnswerComparison;
+
 /// True if the text equals one of the accepted answers, ignoring leading and trailing white space.
 ///
 /// ```
@@ -9,7 +11,21 @@
 /// assert!(!exact_match("Paris.", &["Paris"]));
 /// ```
 pub fn exact_match<S: AsRef<str>>(text: &str, accepted: &[S]) -> bool {
-    accepted.iter().any(|answer| answer.as_ref().trim() == text.trim())
+    exact_match_by(&AnswerComparison::default(), text, accepted)
+}
+
+/// True if the text is one of the accepted answers, as the task compares them.
+///
+/// ```
+/// use lorakit_eval::exact_match_by;
+/// use lorakit_task::AnswerComparison;
+///
+/// let numbers = AnswerComparison::new(false, &[], Some(1e-3))?;
+/// assert!(exact_match_by(&numbers, "1,005", &["1005.0"]));
+/// # Ok::<(), lorakit_task::TaskError>(())
+/// ```
+pub fn exact_match_by<S: AsRef<str>>(comparison: &AnswerComparison, text: &str, accepted: &[S]) -> bool {
+    accepted.iter().any(|answer| comparison.equal(text, answer.as_ref()))
 }
 
 /// True if the text equals one of the accepted answers after [`normalized`]: the exact match in the code of

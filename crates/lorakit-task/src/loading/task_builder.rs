@@ -4,6 +4,7 @@ use std::path::Path;
 
 use lorakit_format::hash::sha256;
 
+use crate::answer_comparison::AnswerComparison;
 use crate::answer_pattern::AnswerPattern;
 use crate::column_names::ColumnNames;
 use crate::error::{At, Result, TaskError};
@@ -180,6 +181,11 @@ fn generation(config: &TaskConfig) -> Result<GenerationConfig> {
         stop,
         max_new_tokens: config.max_new_tokens.unwrap_or(64),
         extract: config.extract.as_deref().map(AnswerPattern::new).transpose()?,
+        comparison: AnswerComparison::new(
+            config.ignore_case.unwrap_or(false),
+            config.regexes_to_ignore.as_deref().unwrap_or_default(),
+            config.tolerance,
+        )?,
     })
 }
 

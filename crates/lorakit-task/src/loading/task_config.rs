@@ -79,6 +79,15 @@ pub(crate) struct TaskConfig {
     /// A regular expression that finds the answer in generated text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub extract: Option<String>,
+    /// Whether answers are equal whatever their case; by default not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ignore_case: Option<bool>,
+    /// Regular expressions of what is removed from answers before they are compared.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub regexes_to_ignore: Option<Vec<String>>,
+    /// By how much numbers may differ; without it they are compared as texts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tolerance: Option<f64>,
     /// Texts at which generation stops.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop: Option<Vec<String>>,
@@ -155,6 +164,9 @@ impl TaskConfig {
             fewshot_delimiter: self.fewshot_delimiter.or(other.fewshot_delimiter),
             metrics: self.metrics.or(other.metrics),
             extract: self.extract.or(other.extract),
+            ignore_case: self.ignore_case.or(other.ignore_case),
+            regexes_to_ignore: self.regexes_to_ignore.or(other.regexes_to_ignore),
+            tolerance: self.tolerance.or(other.tolerance),
             stop: self.stop.or(other.stop),
             max_new_tokens: self.max_new_tokens.or(other.max_new_tokens),
             task: Vec::new(),
