@@ -312,6 +312,33 @@ fn adapters_are_added_from_the_hub() {
 }
 
 #[test]
+fn a_repository_that_cannot_be_downloaded_is_refused_by_its_name() {
+    let work = tempfile::tempdir().unwrap();
+    let (from, empty) = (adapter(work.path()), work.path().join("empty"));
+    std::fs::create_dir(&empty).unwrap();
+    std::fs::write(empty.join("README.md"), "soon").unwrap();
+    let model = |name: &str, folder: &Path| LocalRepository::model(name, COMMIT, folder);
+    let server = HubServer::of(vec![model("lots/a", &from), model("lots/b", &empty), model("lots/c", &from)]);
+    let home = work.path().join("home");
+    let settings = [("HF_ENDPOINT", server.address()), ("HF_HOME", home.to_str().unwrap())];
+    let library = work.path().join("library");
+    let add = |options: &[&str]| -> binary::Ran {
+        let fixed =
+            ["library", "add", "--json", "--base", "pico", "--library", library.to_str().unwrap(), "hub:lots/*"];
+        with(&[&fixed, options].concat(), &settings).output().unwrap().into()
+    };
+    let refused = add(&[]).failed(1);
+    assert_contains(&refused, &["1 of 3 adapters were refused", "--skip-refused", "b: ", "no adapter_config.json"]);
+    assert!(!library.exists(), "nothing was added");
+    let document = add(&["--skip-refused"]).json();
+    let names = |key: &str| -> Vec<&str> {
+        document[key].as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap()).collect()
+    };
+    assert_eq!((names("added"), names("refused")), (vec!["a", "c"], vec!["b"]));
+    assert_eq!(document["refused"][0]["from"], "hub:lots/b");
+}
+
+#[test]
 fn a_merge_into_a_base_of_the_hub_keeps_its_files_and_its_name() {
     let work = tempfile::tempdir().unwrap();
     let from = adapter(work.path());
@@ -345,6 +372,12 @@ fn a_merge_into_a_base_of_the_hub_keeps_its_files_and_its_name() {
         let config = std::fs::read_to_string(adapter.join("adapter_config.json")).unwrap();
         serde_json::from_str::<Value>(&config).unwrap()["base_model_name_or_path"].clone()
     };
+    // Without --base, the library's own is downloaded, and checked.
+    let again = work.path().join("again");
+    let ran = lorakit(&format!("merge --library {library} --method linear --into-base --out {}", again.display())).ok();
+    assert_contains(&ran.stderr, &["hub:acme/tiny"]);
+    let weights = |folder: &Path| std::fs::read(folder.join("model.safetensors")).unwrap();
+    assert_eq!(weights(&again), weights(Path::new(out)));
     // The expert was trained for pico, which its own config says; a merge of it says the same.
     assert_eq!(named(""), "pico");
 }

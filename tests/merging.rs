@@ -376,7 +376,6 @@ fn wrong_merges_are_refused() {
         ("svd:rank=0", &[], "rank=largest"),
         ("cat", &["--calibrate", "pica"], "unknown calibration `pica`"),
         ("lorahub", &["--fit", "t", "--base", "b", "--calibrate", "pico"], "--calibrate: lorahub fits"),
-        ("cat", &["--into-base"], "--base"),
         ("cat", &["--weights=a"], "--weights"),
         ("cat", &["--experts", "e0,e1", "--weights=1,inf"], "expected a finite number"),
         ("cat", &["--experts", "e0,e1", "--weights=1"], "--weights: 1 weight for 2 experts"),
@@ -384,6 +383,11 @@ fn wrong_merges_are_refused() {
         let message = work.merge(method, "out", options).failed(2);
         assert!(message.contains(part), "{message}");
     }
+    let (bare, adapter) = (work.path("bare"), work.oracle.join("adapters/e0").display().to_string());
+    run(["library", "add", "--library", &bare, &adapter]).ok();
+    let out = work.path("out");
+    let message = run(["merge", "--library", &bare, "--method", "cat", "--into-base", "--out", &out]).failed(2);
+    assert_contains(&message, &["--into-base writes", "it needs --base", "records none"]);
     let message = work.merge("cat", "out", &["--base", &work.base, "--into-base", "--dtype", "bf16"]).failed(2);
     assert!(message.contains("--dtype"), "{message}");
     let other = work.oracle.with_file_name("phi").join("base").display().to_string();
@@ -418,6 +422,9 @@ fn merge_into_pico() {
     assert_eq!(verified["ok"], true);
     words(&format!("merge --library {library} --method cat --base pico --into-base --out {model}")).ok();
     words(&format!("verify --base pico --library {library} --merged {model}")).ok();
+    let again = path("again");
+    words(&format!("merge --library {library} --method cat --into-base --out {again}")).ok();
+    assert_eq!(bytes_of(&again), bytes_of(&model), "the library records its base");
     // The merged base and the merged adapter record the experts' training tasks.
     let other = "--tasks suite:skills@5/shift_up1 --limit 2";
     let message = words(&format!("eval --base {model} {other} --router base")).failed(1);

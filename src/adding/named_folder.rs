@@ -1,9 +1,10 @@
 //! Adapters as they are named on the command line: `[NAME=]DIR`, a GGUF file, or `hub:`.
 
+use crate::adding::new_experts::Refusal;
 use crate::args::usage;
 use crate::base::base_source::is_gguf;
 use crate::command_context::CommandContext;
-use crate::hub::hub_adapters::{self, CachedAdapter};
+use crate::hub::hub_adapters::{self, HubAdapter};
 use anyhow::Result;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -45,19 +46,21 @@ impl FromStr for NamedFolder {
 }
 
 impl NamedFolder {
-    /// The folder itself, or those that are downloaded for `hub:`.
-    pub fn local(&self, context: &CommandContext) -> Result<Vec<Self>> {
+    /// The folder itself, or those that are downloaded for `hub:`, where a refusal stands for one that cannot be.
+    pub fn local(&self, context: &CommandContext) -> Result<Vec<Result<Self, Refusal>>> {
         let Some(spec) = self.folder.to_str().and_then(|folder| folder.strip_prefix("hub:")) else {
-            return Ok(vec![self.clone()]);
+            return Ok(vec![Ok(self.clone())]);
         };
         let adapters = hub_adapters::fetch(spec, context)?;
         usage::ensure(!self.given || adapters.len() == 1, || {
             format!("{}=: one name for {} adapters; leave it out", self.name, adapters.len())
         })?;
-        let named = |adapter: CachedAdapter| Self {
-            name: if self.given { self.name.clone() } else { adapter.name },
-            folder: adapter.folder,
-            given: self.given,
+        let named = |HubAdapter { name, repository, folder }: HubAdapter| {
+            let name = if self.given { self.name.clone() } else { name };
+            match folder {
+                Ok(folder) => Ok(Self { name, folder, given: self.given }),
+                Err(error) => Err(Refusal { name, folder: repository.into(), error }),
+            }
         };
         Ok(adapters.into_iter().map(named).collect())
     }

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 pub struct Refusal {
     /// The name that the expert would have had.
     pub name: String,
-    /// Its folder.
+    /// Its folder, or the repository that could not be downloaded.
     pub folder: PathBuf,
     /// Why.
     pub error: Error,
@@ -31,15 +31,20 @@ impl NewExperts {
         self.retain(NewExpert::leave_out_image_encoder);
     }
 
-    /// Reads all folders.
-    pub fn read(folders: &[NamedFolder], read: impl Fn(&NamedFolder) -> Result<NewExpert>) -> Self {
+    /// Reads all folders but those that are refused already.
+    pub fn read(folders: Vec<Result<NamedFolder, Refusal>>, read: impl Fn(&NamedFolder) -> Result<NewExpert>) -> Self {
         let mut all = Self::default();
         for named in folders {
-            match read(named) {
-                Ok(expert) => all.accepted.push(expert),
-                Err(error) => {
-                    all.refused.push(Refusal { name: named.name.clone(), folder: named.folder.clone(), error });
+            let named = match named {
+                Ok(named) => named,
+                Err(refusal) => {
+                    all.refused.push(refusal);
+                    continue;
                 }
+            };
+            match read(&named) {
+                Ok(expert) => all.accepted.push(expert),
+                Err(error) => all.refused.push(Refusal { name: named.name, folder: named.folder, error }),
             }
         }
         all

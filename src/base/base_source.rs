@@ -7,6 +7,7 @@ use crate::command_context::CommandContext;
 use crate::hub::repository::{Repository, RepositoryKind};
 use crate::hub::snapshot::snapshot;
 use anyhow::{Result, bail, ensure};
+use lorakit_adapter::BaseIdentity;
 use lorakit_model::Base;
 use serde_json::Value;
 use std::fmt;
@@ -61,6 +62,17 @@ impl fmt::Display for BaseSource {
 }
 
 impl BaseSource {
+    /// The base that a library records, where its name tells where it is: the bundled base, a repository of the Hub, or a
+    /// folder or file that exists. Of a repository with GGUF files it does not tell which.
+    pub fn of_recorded(base: &BaseIdentity) -> Option<Self> {
+        let name = &base.name;
+        if base.on_hub == Some(true) {
+            let is_gguf = base.form.as_deref().is_some_and(|form| form.starts_with("GGUF"));
+            return (!is_gguf).then(|| format!("hub:{name}").parse().ok()).flatten();
+        }
+        (name == "pico" || Path::new(name).exists()).then(|| name.parse().ok()).flatten()
+    }
+
     /// Downloads the base where it is not local yet.
     pub fn resolve(&self, context: &CommandContext) -> Result<ResolvedBase> {
         let is_gguf = matches!(self, Self::Gguf(_) | Self::HubGguf(..));
@@ -151,6 +163,31 @@ fn hub_name(folder: &Path) -> Option<String> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn a_recorded_base_is_found_where_its_name_tells_where_it_is() {
+        let folder = env!("CARGO_MANIFEST_DIR");
+        for (name, on_hub, form, found) in [
+            ("pico", None, None, Some("pico")),
+            ("pico", Some(false), None, Some("pico")),
+            ("acme/tiny", Some(true), None, Some("hub:acme/tiny")),
+            ("acme/tiny", Some(true), Some("GGUF Q4_1 F32"), None),
+            ("acme/tiny", Some(false), None, None),
+            (folder, None, None, Some(folder)),
+        ] {
+            let base = BaseIdentity {
+                name: name.to_owned(),
+                on_hub,
+                architecture: "llama".to_owned(),
+                dimensions: BTreeMap::new(),
+                fingerprint: String::new(),
+                form: form.map(str::to_owned),
+            };
+            let source = BaseSource::of_recorded(&base).map(|source| source.to_string());
+            assert_eq!(source.as_deref(), found, "{name}");
+        }
+    }
 
     #[test]
     fn a_base_is_printed_as_it_is_typed() {

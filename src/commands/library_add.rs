@@ -58,10 +58,11 @@ impl FromStr for SvdRank {
 /// Adds all adapters, or none if one is refused.
 pub fn run(args: &AddArgs, context: &CommandContext) -> Result<()> {
     let base = args.base.as_ref().map(|base| OpenBase::open(base, context)).transpose()?;
-    let folders = args.adapters.iter().map(|named| named.local(context)).collect::<Result<Vec<_>>>()?.concat();
+    let folders = args.adapters.iter().map(|named| named.local(context)).collect::<Result<Vec<_>>>()?;
+    let folders = folders.into_iter().flatten().collect();
     let recorded = Library::open_if_exists(&args.library)?.and_then(|library| library.base().cloned());
     let identity = base.as_ref().map(|open| open.base.identity()).or(recorded.as_ref());
-    let mut experts = NewExperts::read(&folders, |named| match (args.convert, &base) {
+    let mut experts = NewExperts::read(folders, |named| match (args.convert, &base) {
         (Some(SvdRank(rank)), Some(base)) => NewExpert::convert(named, base, rank, args.skip_image_encoder),
         _ => NewExpert::read(named, identity),
     });

@@ -56,11 +56,12 @@ pub struct MergeArgs {
     data: DataArgs,
     #[command(flatten)]
     encoding: PromptEncodingArgs,
-    /// Base model of the library; the merged adapter is checked against it
+    /// Base model of the library; the merged adapter is checked against it [default where one is needed: the base that the
+    /// library records, if its name tells where it is]
     #[arg(long, value_name = "B")]
     base: Option<BaseSource>,
     /// Write the base with the adapter merged into its weights, as a Hugging Face model folder
-    #[arg(long, requires = "base")]
+    #[arg(long)]
     into_base: bool,
     /// Output folder: a PEFT adapter, or with --into-base a model
     #[arg(long, value_name = "DIR")]
@@ -140,11 +141,36 @@ impl MergeArgs {
                 let calibrate = || format!("--calibrate: {name} fits its weights to the experts as they are");
                 usage::ensure(self.calibrate.is_none(), calibrate)?;
                 let fit = || format!("--method {name} fits weights to tasks; it needs --fit");
-                usage::ensure(!self.fit.is_empty(), fit)?;
-                let base = || format!("--method {name} fits weights with a base model; it needs --base");
-                usage::ensure(self.base.is_some(), base)
+                usage::ensure(!self.fit.is_empty(), fit)
             }
         }
+    }
+
+    /// The given base, or where one is needed that of the library.
+    fn base_of(&self, library: &Library, context: &CommandContext) -> Result<Option<BaseSource>> {
+        let need = match &self.method {
+            _ if self.base.is_some() => return Ok(self.base.clone()),
+            Method::Fitted(composition) => {
+                format!("--method {} fits weights with a base model", composition.info().name)
+            }
+            Method::Given(_) if self.into_base => "--into-base writes a base model".to_owned(),
+            Method::Given(_) => return Ok(None),
+        };
+        let recorded = library.base();
+        let Some(base) = recorded.and_then(BaseSource::of_recorded) else {
+            let found = match recorded {
+                Some(own) => {
+                    format!("records the base `{}`, which is no folder, file or repository that is known", own.name)
+                }
+                None => "records none".to_owned(),
+            };
+            return Err(usage::usage_error(format!(
+                "{need}; it needs --base: the library {} {found}",
+                self.library.display()
+            )));
+        };
+        context.output.status(format!("--base {base}, which the library records"));
+        Ok(Some(base))
     }
 
     fn merge(
@@ -269,7 +295,7 @@ pub fn run(args: MergeArgs, context: &CommandContext) -> Result<()> {
     args.ensure_usage(context)?;
     ensure_replaceable(&args.out, args.overwrite)?;
     let library = Library::open(&args.library)?;
-    let base = args.base.as_ref().map(|base| base.resolve(context)).transpose()?;
+    let base = args.base_of(&library, context)?.map(|base| base.resolve(context)).transpose()?;
     let opened = base.as_ref().map(|resolved| resolved.base(context)).transpose()?;
     if let (Some(base), Some(own)) = (&opened, library.base()) {
         own.ensure_same(base.identity()).with_context(|| format!("the library {}", args.library.display()))?;

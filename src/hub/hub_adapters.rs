@@ -7,28 +7,30 @@ use crate::command_context::CommandContext;
 use anyhow::{Context as _, Result, bail, ensure};
 use std::path::{Path, PathBuf};
 
-/// An adapter of the Hub in the local cache.
-pub struct CachedAdapter {
+/// An adapter of the Hub.
+pub struct HubAdapter {
     /// The name of its folder, or of the repository.
     pub name: String,
-    /// Its folder.
-    pub folder: PathBuf,
+    /// Its repository, as it is typed.
+    pub repository: String,
+    /// Its folder in the local cache, or why it could not be downloaded.
+    pub folder: Result<PathBuf>,
 }
 
-/// Downloads the adapters that follow `hub:`.
-pub fn fetch(spec: &str, context: &CommandContext) -> Result<Vec<CachedAdapter>> {
+/// Downloads the adapters that follow `hub:`. One that cannot be downloaded does not keep the others back.
+pub fn fetch(spec: &str, context: &CommandContext) -> Result<Vec<HubAdapter>> {
     let named = |repository: Repository, folder: &str| {
         let last = if folder.is_empty() { &repository.name } else { folder };
         let name = last.rsplit('/').next().unwrap_or_default().to_owned();
         let files = AdapterFiles { folder: folder.to_owned() };
-        let folder = snapshot(&repository, &files, context)?.join(folder);
-        Ok(CachedAdapter { name, folder })
+        let cached = snapshot(&repository, &files, context).map(|snapshot| snapshot.join(folder));
+        HubAdapter { name, repository: repository.to_string(), folder: cached }
     };
     if spec.contains('*') {
-        return matching(spec)?.into_iter().map(|repository| named(repository, "")).collect();
+        return Ok(matching(spec)?.into_iter().map(|repository| named(repository, "")).collect());
     }
     match Repository::parse(RepositoryKind::Model, spec) {
-        Some((repository, folder)) => Ok(vec![named(repository, folder)?]),
+        Some((repository, folder)) => Ok(vec![named(repository, folder)]),
         None => bail!("hub:{spec}: expected hub:ORG/NAME[@REV][/FOLDER], or hub:ORG/PATTERN with * for any text"),
     }
 }
