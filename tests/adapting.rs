@@ -109,7 +109,8 @@ fn adapt_eval_and_merge_fit_the_same_weights() {
         assert!(own <= loss(&document, "base"), "{method}: {document}");
         assert!((work.eval("library", router) - own).abs() < 1e-3 * own, "{method}");
         let (library, out) = (work.path("library"), work.path("merged"));
-        let fixed = ["merge", "--json", "-q", "--base", "pico", "--library", &library, "--out", &out, "--overwrite"];
+        // The library records its base, pico.
+        let fixed = ["merge", "--json", "-q", "--library", &library, "--out", &out, "--overwrite"];
         let merged = run(fixed.iter().copied().chain(["--method", merge, "--fit", TARGET])).json();
         assert_eq!(merged["fit"]["found"]["weights"], document["adapted"][0]["fit"]["weights"], "{method}");
         let verified = run(["verify", "--base", "pico", "--library", &library, "--merged", &out]);
@@ -199,9 +200,20 @@ fn adapt_fails_before_anything_is_written() {
         run(["merge", "--library", &library, "--out", &out].into_iter().chain(options.iter().copied()))
     };
     assert!(merge(&["--method", "cat_learned"]).failed(2).contains("it needs --fit"));
-    assert!(merge(&["--method", "lorahub", "--fit", TARGET]).failed(2).contains("it needs --base"));
     assert!(merge(&["--method", "cat", "--fit", TARGET]).failed(2).contains("does not fit weights"));
     assert!(merge(&["--method", "soup"]).failed(2).contains("lorahub, cat_learned"));
+}
+
+#[test]
+fn a_flag_overrides_a_setting() {
+    let work = Work::new();
+    for (flags, recorded) in [(&["--bos", "auto"][..], "auto"), (&["--bos", "never"], "never"), (&[], "never")] {
+        let set = ["--set", "bos=never", "--set", "max_steps=1", "--restart"];
+        work.adapt("no_library", "bos", &[&set, flags].concat()).ok();
+        let settings = work.record("bos")["settings"].clone();
+        // A default is not recorded.
+        assert_eq!(settings.get("bos").and_then(Value::as_str).unwrap_or("auto"), recorded, "{flags:?} {settings}");
+    }
 }
 
 #[test]

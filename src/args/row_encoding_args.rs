@@ -24,14 +24,16 @@ pub struct PromptEncodingArgs {
     #[arg(long)]
     pub chat: bool,
     /// Begin texts with BOS where tokenizer or template put it, or never, as for experts that were trained with bos=never
-    #[arg(long, value_name = "auto|never", default_value_t = BosTokens::Auto)]
-    pub bos: BosTokens,
+    /// [default: auto]
+    #[arg(long, value_name = "auto|never")]
+    pub bos: Option<BosTokens>,
 }
 
 impl PromptEncodingArgs {
     /// The choices.
     pub fn encoding(&self) -> RowEncoding {
-        RowEncoding { chat: self.chat, bos: self.bos, ..RowEncoding::default() }
+        let default = RowEncoding::default();
+        RowEncoding { chat: self.chat, bos: self.bos.unwrap_or(default.bos), ..default }
     }
 }
 

@@ -24,7 +24,7 @@ use lorakit_fit::adapt::{
 use lorakit_fit::lock;
 use lorakit_fit::pluralize;
 use lorakit_fit::training::TrainContext;
-use lorakit_task::{BosTokens, Split, Task};
+use lorakit_task::{Split, Task};
 use lorakit_train::TrainConfig;
 use serde_json::{Value, json};
 use std::num::NonZeroUsize;
@@ -158,9 +158,7 @@ impl AdaptArgs {
         let mut config = self.settings.over(defaults)?;
         let PromptEncodingArgs { chat, bos } = self.encoding;
         config.chat |= chat;
-        if bos != BosTokens::Auto {
-            config.bos = bos;
-        }
+        config.bos = bos.unwrap_or(config.bos);
         Ok(config)
     }
 }
