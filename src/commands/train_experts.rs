@@ -35,7 +35,8 @@ Training settings, with defaults and aliases of PEFT and transformers:
   tie_qkv=false                 share A between q, k and v
   learning_rate=1e-4            lr_scheduler=linear|cosine|constant (lr_scheduler_type), all
                                 after a warm-up (constant: constant_with_warmup)
-  warmup_ratio=0.06             weight_decay=0                max_grad_norm=0.1, per expert; 0: none
+  warmup_ratio=0.06             or warmup_steps               weight_decay=0
+  max_grad_norm=0.1, per expert; 0: none
   batch_size=16 (per_device_train_batch_size), per expert
   gradient_accumulation_steps=1
   max_steps, per task           or num_epochs=5 (num_train_epochs)

@@ -10,7 +10,6 @@ use crate::job::Job;
 use crate::optim::adamw::{AdamW, CollectedGradients};
 use crate::optim::adamw_update::AdamWUpdate;
 use crate::optim::clip::clip_factor;
-use crate::optim::lr_schedule::LrSchedule;
 use crate::optim::parameter::Parameter;
 use crate::run::expert_progress::ExpertProgress;
 use crate::train_config::TrainConfig;
@@ -331,7 +330,7 @@ impl<'a> Pass<'a> {
     /// The learning rate of an expert's update in a step, counted from 1.
     pub(crate) fn learning_rate(&self, expert: usize, step: usize) -> f64 {
         let config = self.context.config;
-        let schedule = LrSchedule::new(config.lr_scheduler, config.warmup_ratio, self.jobs[expert].steps(config));
+        let schedule = config.schedule(self.jobs[expert].steps(config));
         config.learning_rate * schedule.factor(step - 1)
     }
 

@@ -1,7 +1,7 @@
 //! The settings of training, under the names that PEFT and transformers give them.
 
 use crate::error::{Result, TrainError};
-use crate::optim::lr_schedule::LrSchedulerType;
+use crate::optim::lr_schedule::{LrSchedule, LrSchedulerType};
 use crate::setting_names::{canonical_name, suggested_name};
 use lorakit_adapter::Targets;
 use lorakit_lora::{Site, SiteRole};
@@ -80,6 +80,9 @@ pub struct TrainConfig {
     pub num_epochs: usize,
     /// Fraction of the steps in which the learning rate warms up.
     pub warmup_ratio: f64,
+    /// Steps in which it warms up; replaces the fraction.
+    #[serde(deserialize_with = "optional_count")]
+    pub warmup_steps: Option<usize>,
     /// How the learning rate decays.
     #[serde(alias = "lr_scheduler_type")]
     pub lr_scheduler: LrSchedulerType,
@@ -132,6 +135,7 @@ impl Default for TrainConfig {
             max_steps: None,
             num_epochs: 5,
             warmup_ratio: 0.06,
+            warmup_steps: None,
             lr_scheduler: LrSchedulerType::Linear,
             weight_decay: 0.0,
             max_grad_norm: 0.1,
@@ -153,7 +157,7 @@ impl Default for TrainConfig {
 const RUNTIME_SETTINGS: [&str; 4] = ["experts_per_pass", "save_steps", "gradient_checkpointing", "max_loss_jump"];
 
 /// Settings that records of earlier versions lack, and that are recorded only if they are not the default.
-const LATER_SETTINGS: [&str; 5] = ["loss", "chat", "bos", "use_rslora", "use_dora"];
+const LATER_SETTINGS: [&str; 6] = ["loss", "chat", "bos", "use_rslora", "use_dora", "warmup_steps"];
 
 /// Upper limit of counts, so that products of two of them do not overflow.
 const MAX_COUNT: usize = 1 << 20;
@@ -212,6 +216,12 @@ impl TrainConfig {
     pub fn names() -> String {
         let all = Self::default().to_map().unwrap_or_default();
         all.keys().cloned().collect::<Vec<_>>().join(", ")
+    }
+
+    /// The learning-rate schedule over a number of steps.
+    pub fn schedule(&self, steps: usize) -> LrSchedule {
+        let by_ratio = LrSchedule::new(self.lr_scheduler, self.warmup_ratio, steps);
+        self.warmup_steps.map_or(by_ratio, |warmup| by_ratio.with_warmup(warmup))
     }
 
     /// The settings by name, in the order of the struct.
@@ -441,6 +451,20 @@ mod tests {
         }
         let error = TrainConfig::from_toml("learning_rate = 'x'", "f").unwrap_err().to_string();
         assert!(error.contains("expected a finite number") && !error.contains("f64"), "{error}");
+    }
+
+    #[test]
+    fn warmup_steps_replace_the_ratio() {
+        let mut config = TrainConfig::default();
+        let recorded = config.fingerprint_fields();
+        config.set("warmup_ratio=0.5").unwrap();
+        assert_eq!(config.schedule(8).factor(2), 0.5);
+        config.set("warmup_steps=8").unwrap();
+        assert_eq!(config.schedule(8).factor(2), 0.25);
+        config.set("warmup_steps=0").unwrap();
+        assert_eq!(config.schedule(8).factor(0), 1.0);
+        assert_eq!(config.fingerprint_fields()["warmup_steps"], 0);
+        assert!(!recorded.contains_key("warmup_steps"), "records of earlier versions have none");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use lorakit_lora::Patches;
 use lorakit_route::{Cat, CatMerge, FittedMerge, HeldOut, Router, RouterState, TrainableWeights};
 use lorakit_task::Example;
 use lorakit_train::batch_indices;
-use lorakit_train::{FitRow, LrSchedule, ParameterGroup, TokenLoss, TrainConfig, example_losses_by_token};
+use lorakit_train::{FitRow, ParameterGroup, TokenLoss, TrainConfig, example_losses_by_token};
 use std::any::Any;
 
 /// One of so many rows is held out of the fit.
@@ -67,7 +67,7 @@ fn steps(
     selection: &mut Selection,
 ) -> Result<()> {
     let settings = TrainConfig { learning_rate: cat.learning_rate, max_grad_norm: 0.0, ..TrainConfig::default() };
-    let schedule = LrSchedule::new(settings.lr_scheduler, settings.warmup_ratio, cat.steps);
+    let schedule = settings.schedule(cat.steps);
     let loss = TokenLoss::new(context.base, &settings);
     let every = cat.steps.div_ceil(EVALUATIONS);
     lorakit_train::minimize(

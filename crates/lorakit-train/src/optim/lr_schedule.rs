@@ -30,6 +30,11 @@ impl LrSchedule {
         Self { kind, warmup: (warmup_ratio * steps as f64).ceil() as usize, steps }
     }
 
+    /// The same after a warm-up over `warmup` steps. If there are no more steps than these, the peak is never reached.
+    pub fn with_warmup(self, warmup: usize) -> Self {
+        Self { warmup, ..self }
+    }
+
     /// Total number of steps.
     pub fn steps(&self) -> usize {
         self.steps
@@ -43,7 +48,7 @@ impl LrSchedule {
         if step < self.warmup {
             return step as f64 / self.warmup as f64;
         }
-        let decay_steps = (self.steps - self.warmup).max(1) as f64;
+        let decay_steps = self.steps.saturating_sub(self.warmup).max(1) as f64;
         let progress = (step - self.warmup) as f64 / decay_steps;
         match self.kind {
             LrSchedulerType::Linear => (1.0 - progress).max(0.0),
@@ -66,5 +71,12 @@ mod tests {
         assert_eq!(factors(LrSchedulerType::Linear), [0.0, 0.5, 1.0, 0.5, 0.0]);
         assert_eq!(factors(LrSchedulerType::Cosine), [0.0, 0.5, 1.0, 0.5, 0.0]);
         assert_eq!(factors(LrSchedulerType::Constant), [0.0, 0.5, 1.0, 1.0, 1.0]);
+    }
+
+    #[test]
+    fn a_warm_up_may_be_longer_than_the_training() {
+        let schedule = LrSchedule::new(LrSchedulerType::Linear, 0.5, 8).with_warmup(16);
+        assert_eq!([0, 4, 8].map(|step| schedule.factor(step)), [0.0, 0.25, 0.5]);
+        assert_eq!([2, 4, 6].map(|step| schedule.with_warmup(4).factor(step)), [0.5, 1.0, 0.5]);
     }
 }

@@ -3,7 +3,6 @@
 use crate::backward::token_loss::{FitRow, TokenLoss};
 use crate::error::{Result, TrainError};
 use crate::job::batch_indices;
-use crate::optim::lr_schedule::LrSchedule;
 use crate::optim::optimizer::{ParameterGroup, minimize};
 use crate::train_config::TrainConfig;
 use crate::trainable::skill_stack::SkillStack;
@@ -53,7 +52,7 @@ impl RoutingFit<'_> {
             FitScope::All => vec![routing, ParameterGroup::new(stack.skill_variables(), config)],
         };
         let loss = TokenLoss::new(self.base, config);
-        let schedule = LrSchedule::new(config.lr_scheduler, config.warmup_ratio, steps);
+        let schedule = config.schedule(steps);
         minimize(groups, schedule, |step, variables, gradients| {
             let batch = batch_indices(self.seed, "routing", examples.len(), per_step, step);
             let rows: Vec<FitRow> = batch.into_iter().map(|index| (Some(0), &examples[index])).collect();
