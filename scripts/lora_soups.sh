@@ -4,17 +4,25 @@
 # with equal weights, TIES, DARE, linear and other merges, LoraHub, and a mixture with learned gates (PHATGOOSE).
 #
 # CASE   maths    MetaMathQA and CodeAlpaca, GSM-Hard. The paper answers by programs, which run_programs.py runs
-#                 (configs/tasks/programs.toml); here the last number of the text is compared
-#        manual   question answering over texts that the base has not learned: abstracts of PubMedQA (MIT license) and
-#                 instructions of alpaca-cleaned, its questions without the abstract, by Rouge-L. The paper's own manual
-#                 and textbook sets have no license
-#        reading  reading comprehension: SQuAD 2.0 and the abstracts, PubMedQA's yes, no and maybe
+#                 (configs/tasks/programs.toml); here the last number of the text is compared, within 0.001
+#        manual   question answering over texts: the 1,000 abstracts of PubMedQA (MIT license) whose questions are asked, and
+#                 instructions of alpaca-cleaned. The questions come without the abstract; by Rouge-L. The paper's own
+#                 manual and textbook sets have no license
+#        reading  reading comprehension: SQuAD 2.0 and the same abstracts, the questions with the abstract, to be answered by
+#                 yes, no or maybe
 # BASE   a model folder or hub:ORG/NAME; the paper's is hub:yahma/llama-7b-hf
-# DATA   the folder of configs/tasks/lora_soups.toml
+# DATA   the folder that the head of configs/tasks/lora_soups.toml describes
 # OUT    the folder for adapters and results; an interrupted run can be resumed
 #
 # With --small, ten compositions of two of the skills of suite:skills over pico, with their 32 experts too: ten minutes a
 # seed on two cores.
+#
+# All rows of a target are scored but 32: weights of the rows `CAT, 5 rows`, `CAT, 32 rows` and LoraHub are fitted to these.
+#
+# As in the paper's code: LoRA's settings, 120 validation rows every 80 steps, 100 steps of warm-up, the norm of a gradient cut
+# at 1, loss on the prompt too. Not so: CAT is fitted to 500 rows of each skill from equal weights, where the code draws weights
+# at random and hardly moves them on 10,000 to 20,000 rows at a rate of 1e-4; scored prompts have no worked examples (see
+# configs/tasks/lora_soups.toml).
 #
 # The paper's own numbers are not beside ours: no cell of its tables could be verified. Not here: the paper's prompt
 # robustness task, whose data have no license.
@@ -26,33 +34,71 @@ source "$(dirname "$0")/paper_run.sh"
 
 [ "$mode" = full ] || [ -z "${QUICK:-}" ] || mode=smoke
 
-# A composition: its name, the two skills, and the task that needs both. Spaces separate the fields.
 few=100 fit="" # rows of each skill that weights are fitted to, and how
+data=() limit=()
+# A composition: its name, the two skills, and the task that needs both. Spaces separate the fields.
+compositions=()
+
+# real TARGET INNER OUTER: a composition of the paper, whose rows are written.
+real() {
+    skill() {
+        case "$1" in
+            pubmed_texts) echo "$root/configs/tasks/lora_soups_texts.toml" ;;
+            *) echo "$root/configs/tasks/lora_soups.toml:$1" ;;
+        esac
+    }
+    data=(--data "$out/rows")
+    once "$root/scripts/lora_soups_rows.py" "$source" "$out/rows" "$@"
+    compositions+=("$1 $2 $3 $(skill "$1")")
+}
+
+# Files of the sources' real form for smoke mode.
+smoke_files() {
+    local name
+    # list FILE COUNT TEMPLATE [BEFORE AFTER]: the rows as one JSON list, or within another value.
+    list() {
+        rows "$1.new" "$2" "$3"
+        { printf '%s' "${4:-[}"; paste -sd, "$1.new"; printf '%s' "${5:-]}"; } > "$1"
+        rm "$1.new"
+    }
+    list "$source/MetaMathQA/MetaMathQA-395K.json" 130 '{"query": "1 + %d?", "response": "The answer is: %d", "type": "GSM_Rephrased"}'
+    for name in CodeAlpaca-20k/code_alpaca_20k alpaca-cleaned/alpaca_data_cleaned; do
+        list "$source/$name.json" 130 '{"instruction": "Print %d.", "input": "", "output": "print(%d)"}'
+    done
+    rows "$source/gsm-hard/gsmhardv2.jsonl" 40 '{"input": "1 and %d?", "code": "def solution(): return %d", "target": %d.0}'
+    list "$source/squad/train-v2.0.json" 130 '{"question": "Which %d?", "id": "%d", "answers": [{"text": "%d", "answer_start": 0}], "is_impossible": false}' \
+        '{"version": "v2.0", "data": [{"title": "t", "paragraphs": [{"context": "A %.", "qas": [' ']}]}]}'
+    list "$source/pubmedqa/data/ori_pqal.json" 40 '"%d": {"QUESTION": "Is %d?", "CONTEXTS": ["Of %d.", "It is %d."], "LONG_ANSWER": "It is %d.", "final_decision": "yes"}' '{' '}'
+}
+
 case "$mode" in
     full)
         [ $# -ge 4 ] || usage
-        base="$2" out="$4"
+        base="$2" source="$3" out="$4" few=500
         options=("${@:5}")
-        data=(--data "$3")
-        file="$root/configs/tasks/lora_soups.toml"
         settings=(rank=32 alpha=64 dropout=0.05 target_modules=q_proj,k_proj,v_proj,up_proj,down_proj learning_rate=3e-4
-            num_epochs=3 batch_size=16 max_length=256 loss=all)
+            num_epochs=3 batch_size=16 max_length=256 loss=all warmup_steps=100 max_grad_norm=1 eval_steps=80)
         case "$1" in
-            maths) compositions=("gsm_hard metamath code_alpaca $file:gsm_hard") few=500 ;;
-            manual) compositions=("pubmed_questions pubmed_texts alpaca $file:pubmed_questions") few=500 ;;
-            reading) compositions=("pubmed_decisions squad pubmed_texts $file:pubmed_decisions") few=500 ;;
+            maths) real gsm_hard metamath code_alpaca ;;
+            manual) real pubmed_questions pubmed_texts alpaca ;;
+            reading) real pubmed_decisions squad pubmed_texts ;;
             *) usage ;;
         esac
-        skill() { echo "$file:$1"; }
-        limit=()
         ;;
-    *)
+    smoke)
         [ $# -eq 1 ] || usage
-        base=pico out="$1" file="" few=16
-        data=() limit=()
+        base=pico source="$1/data" out="$1" few=4 fit=,steps=2 limit=(--limit 2)
+        settings=(learning_rate=1e-2 max_steps=2 warmup_steps=1 eval_steps=2)
+        smoke_files
+        real gsm_hard metamath code_alpaca
+        real pubmed_questions pubmed_texts alpaca
+        real pubmed_decisions squad pubmed_texts
+        ;;
+    small)
+        [ $# -eq 1 ] || usage
+        base=pico out="$1" few=16
         settings=(learning_rate=1e-2 max_steps=40 max_grad_norm=1 dropout=0 eval_steps=0)
         skill() { echo "suite:skills/$1"; }
-        compositions=()
         while read -r task inner outer; do
             compositions+=("$task $inner $outer suite:skills/$task")
         done <<'END'
@@ -67,12 +113,6 @@ dash_of_add1 join_dash digits_add1
 first_upper_of_up1 capitals_first shift_up1
 reverse_of_no_vowels order_reverse filter_to_consonants
 END
-        if [ "$mode" = smoke ]; then
-            compositions=("${compositions[0]}")
-            settings=(learning_rate=1e-2 max_steps=2 eval_steps=0)
-            fit=,steps=2
-            limit=(--limit 2)
-        fi
         ;;
 esac
 
@@ -124,9 +164,20 @@ compose() {
 skills=() targets=()
 for composition in "${compositions[@]}"; do
     read -r _ inner outer target <<< "$composition"
-    skills+=("$(skill "$inner")" "$(skill "$outer")") targets+=("$target")
+    for name in "$inner" "$outer"; do
+        case " ${skills[*]-} " in *" $(skill "$name") "*) ;; *) skills+=("$(skill "$name")") ;; esac
+    done
+    targets+=("$target")
 done
-[ "$mode" != full ] || cost 20 $((3 * 2 * 100000)) $((21 * 1400)) "$file"
+if [ "$mode" != small ]; then
+    # Three epochs for each skill's expert and for data mixing, with a validation every 80 steps of 16 rows; every candidate and
+    # base, arrow and phatgoose are scored. A merge has both ranks, and is copied into the library of its composition.
+    read -r trained validated _ <<< "$(sizes "${skills[@]}" "${data[@]}")"
+    read -r _ _ scored _ <<< "$(sizes "${targets[@]}" "${data[@]}")"
+    cost $((${#compositions[@]} * 2 * (3 + 2 * 17))) $((2 * 3 * trained)) \
+        $(((${#candidates[@]} + 3) * scored + 2 * 3 * trained * validated / 16 / 80)) \
+        "${skills[@]}" "${data[@]}" -- "${targets[@]}" "${data[@]}"
+fi
 for seed in "${seeds[@]}"; do
     tasks=(suite:skills)
     [ "$mode" = small ] || tasks=("${skills[@]}" "${data[@]}")

@@ -8,19 +8,24 @@
 # DATA     the folder with bbh/ of https://github.com/suzgunmirac/BIG-Bench-Hard
 # OUT      the folder for results; an interrupted run can be resumed
 #
-# MODULES may name a file that lists the pool's names in another order than the alphabet's: with the authors' list
-# (lorahub/constant.py of https://github.com/sail-sg/lorahub) seed N draws the modules of their seed N.
+# MODULES may name a file that lists modules to draw from, one a line or as the strings of a Python list: with the authors' list
+# (lorahub/constant.py of https://github.com/sail-sg/lorahub) seed N draws the modules of their seed N. POOL may have others,
+# and lack some that no seed draws: repositories that cannot be downloaded are left out, by name.
 #
-# As in the paper, 100 rows of a task are the pool of examples and the others are scored, by exact match. The paper's numbers
-# are of Flan-T5-large. Not here: IA3, which lorakit does not train. "Best seed" is chosen on test rows, as in the paper, and
-# marked so. FULL=0 leaves out full fine-tuning, which needs 20 bytes per parameter.
+# As in the paper, 100 rows of a task are the pool of examples and the others are scored, by the authors' exact match: without
+# case and full stops, of at most 256 tokens. Not theirs: the 100 rows are drawn here, since their own are not in the
+# repository, and an answer ends at a line break, which T5 does not write. The adapter of 5 rows is trained as their modules
+# are: q and v, rank 16, dropout 0.1, no warm-up; all 5 rows are a batch.
+#
+# The paper's numbers are of Flan-T5-large. Not here: IA3, which lorakit does not train. "Best seed" is chosen on test rows, as
+# in the paper, and marked so. FULL=0 leaves out full fine-tuning, which needs 20 bytes per parameter.
 #
 # Usage: [SEEDS="1 2 3 4 5"] [ROWS="0"] [MODULES=FILE] [FULL=0] scripts/lorahub.sh BASE POOL DATA OUT [OPTIONS...]
 #        scripts/lorahub.sh --smoke OUT
-SEEDS="${SEEDS:-1 2 3 4 5}"
+SEEDS="${SEEDS:-1 2 3 4 5}" ROWS="${ROWS:-0}"
 source "$(dirname "$0")/paper_run.sh"
 [ "$mode" != small ] || usage # over a small base: lora_soups.sh --small, whose ten targets LoraHub is fitted to too
-modules=20 budget=40 limit=() tokens=32
+modules=20 budget=40 limit=() tokens=256
 if [ "$mode" = smoke ]; then
     [ $# -eq 1 ] || usage
     # A random T5 with adapters of the pool's form, so that the numbers mean nothing.
@@ -37,13 +42,15 @@ if [ "$mode" = smoke ]; then
 elif [ $# -ge 4 ]; then
     base="$1" pool="$2" data="$3" out="$4"
     options=("${@:5}")
-    settings=(rank=16 alpha=32 learning_rate=2e-4 num_epochs=20 batch_size=5 eval_steps=0)
+    # The gradient's norm is cut at 1 by the Trainer of transformers, which the authors use.
+    shared=(num_epochs=20 batch_size=5 warmup_ratio=0 max_grad_norm=1 eval_steps=0)
+    # The names of q and v in T5, or in a decoder.
+    settings=(rank=16 alpha=32 dropout=0.1 'target_modules=.*\.(q|v|q_proj|v_proj)' learning_rate=2e-4 "${shared[@]}")
     # The paper does not say how it trains all weights.
-    full=(learning_rate=3e-5 num_epochs=20 batch_size=5 eval_steps=0)
+    full=(learning_rate=3e-5 "${shared[@]}")
 else
     usage
 fi
-cost 27 500 $((budget * 5 * 27 + 4000 * 6)) "$data"/bbh/bbh/*.json
 
 # examples SEED: a file of 100 rows for examples and one of the others for each task, by the reference code's prompt; and in
 # five/ a task of its own with the first five examples alone.
@@ -53,7 +60,8 @@ import json, pathlib, random, sys
 
 source, out, seed, tokens = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), *sys.argv[3:]
 (out / "five").mkdir(parents=True, exist_ok=True)
-head = 'prompt = "{{ input }}"\ntarget = "output"\nmetrics = ["exact_match"]\nstop = ["\\n"]\n' + f"max_new_tokens = {tokens}\n"
+head = 'prompt = "{{ input }}"\ntarget = "output"\nmetrics = ["exact_match"]\nstop = ["\\n"]\n'
+head += f"ignore_case = true\nregexes_to_ignore = ['[.]']\nmax_new_tokens = {tokens}\n"
 names = []
 for file in sorted((source / "bbh").glob("*.json")):
     # The third line of the published prompt describes the task.
@@ -73,21 +81,36 @@ files = 'train = "{name}.train.jsonl"\ntest = "{name}.test.jsonl"\n'
 END
 }
 
-# draw SEED: the modules of a seed, in a random order, since the authors' search depends on it, separated by commas.
+# draw SEED: the modules of a seed, in a random order, since the authors' search depends on it, separated by commas. They are
+# drawn from the list of MODULES, whatever the pool has, and then have to be in the pool.
 draw() {
     python3 - "$library/experts" "$modules" "$1" "${MODULES:-}" <<'END'
 import pathlib, random, re, sys
 
-folder, count, seed, order = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-if order:
-    spelled = re.findall(r"[\w.-]+", pathlib.Path(order).read_text())
-    missing = set(names) - set(spelled)
-    if missing:
-        sys.exit(f"{order}: it does not name {', '.join(sorted(missing)[:3])}")
-    names = [name for name in spelled if name in set(names)]
-print(",".join(random.Random(seed).sample(names, min(count, len(names)))))
+folder, count, seed, file = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+pool = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+names = pool
+if file:
+    text = pathlib.Path(file).read_text()
+    listed = re.findall(r"""["']([^"']+)["']""", text) or text.split()
+    names = [name.rsplit("/", 1)[-1] for name in listed]
+    if len(names) < count:
+        sys.exit(f"{file}: {len(names)} modules; expected at least the {count} that a seed draws")
+drawn = random.Random(seed).sample(names, min(count, len(names)))
+missing = [name for name in drawn if name not in set(pool)]
+if missing:
+    sys.exit(f"{folder}: seed {seed} draws {', '.join(missing)} from {file}, which it lacks; add them to the pool, or leave out the seed")
+print(",".join(drawn))
 END
+}
+
+# estimate: the cost of a seed. Both searches read 5 rows in each of their evaluations. Rows are scored zero-shot, with the
+# length of six in context, by the mean and by all weights, and by three adaptations beside the base.
+estimate() {
+    local of_rows="$out/rows-${ROWS%% *}" count scored evaluations=$((1 + 6 + 1 + 1 + 3 * 2))
+    count="$(find "$of_rows/five" -name '*.toml' | wc -l)"
+    read -r _ _ scored _ <<< "$(sizes "$of_rows/bbh.toml")"
+    cost $((3 * count)) $((2 * 5 * 20 * count)) $((2 * budget * 5 * count + evaluations * scored)) "$of_rows/bbh.toml"
 }
 
 # adapt RUN NAME METHOD OPTIONS...: writes the scores of the adapted tasks, once.
@@ -123,16 +146,31 @@ print(json.dumps(documents[0] | {"results": {"base": tasks}}))
 END
 }
 
+for rows in $ROWS; do examples "$rows"; done
+estimate
 library="$pool"
 if [ ! -e "$pool/library.json" ]; then
     library="$out/pool"
     read -ra adapters <<< "$pool"
-    once "$lorakit" library add --library "$library" --base "$base" "${adapters[@]}" "${options[@]}" > /dev/null
+    once "$lorakit" library add --library "$library" --base "$base" --skip-refused "${adapters[@]}" "${options[@]}" > /dev/null
 fi
+# A seed whose modules are not in the pool stops the run before anything is scored.
 runs=()
-for rows in ${ROWS:-0}; do
+for rows in $ROWS; do
+    for seed in "${seeds[@]}"; do
+        run="$out/modules-$seed-rows-$rows"
+        runs+=("$run")
+        mkdir -p "$run"
+        drawn="$(draw "$seed")"
+        if [ "$(cat "$run/drawn" 2>/dev/null || echo "$drawn")" != "$drawn" ]; then
+            echo "$run has results of other modules: POOL or MODULES have changed since; choose another OUT" >&2
+            exit 1
+        fi
+        echo "$drawn" > "$run/drawn"
+    done
+done
+for rows in $ROWS; do
     of_rows="$out/rows-$rows"
-    examples "$rows"
     bbh="$of_rows/bbh.toml"
     once "$lorakit" eval --base "$base" --tasks "$bbh" --chance --router base "${limit[@]}" --out "$of_rows/zero_shot.eval" "${options[@]}"
     once "$lorakit" eval --base "$base" --tasks "$bbh" --router base --num-fewshot 5 "${limit[@]}" \
@@ -140,16 +178,9 @@ for rows in ${ROWS:-0}; do
     [ "${FULL:-1}" = 0 ] || full_fine_tuning "$of_rows"
     for seed in "${seeds[@]}"; do
         run="$out/modules-$seed-rows-$rows"
-        runs+=("$run")
-        mkdir -p "$run"
+        drawn="$(cat "$run/drawn")"
         cp -r "$of_rows/zero_shot.eval" "$of_rows/in_context.eval" "$run"
         [ ! -e "$of_rows/full.json" ] || cp "$of_rows/full.json" "$run"
-        drawn="$(draw "$seed")"
-        if [ "$(cat "$run/drawn" 2>/dev/null || echo "$drawn")" != "$drawn" ]; then
-            echo "$run has results of other modules: POOL or MODULES have changed since; choose another OUT" >&2
-            exit 1
-        fi
-        echo "$drawn" > "$run/drawn"
         adapt "$run" lorahub_published "lorahub:mode=as-published,budget=$budget" --library "$library" --experts "$drawn" --seed "$seed"
         adapt "$run" lorahub lorahub --library "$library" --experts "$drawn" --seed "$seed"
         adapt "$run" five_rows no_library --fraction 0.05 --seed "$seed" --set "${settings[@]}"
