@@ -399,6 +399,22 @@ fn wrong_merges_are_refused() {
 }
 
 #[test]
+fn experts_of_weight_zero_that_change_a_merge_are_named() {
+    let work = Work::new(peft_fixture("mistral"));
+    let said = |method: &str, weights: &str| {
+        let out = format!("{}{weights}", method.replace(':', "-"));
+        work.merge(method, &out, &["--experts", "e0,e1,e2", weights]).ok().stderr
+    };
+    for method in ["ties_svd", "dare_ties_svd", "knots", "core_space", "ctm"] {
+        assert_contains(&said(method, "--weights=1,0,1"), &[method, "weight 0", ": `e1`;", "--experts"]);
+    }
+    for (method, weights) in [("ties_svd", "--weights=1,1,1"), ("cat", "--weights=1,0,1"), ("tsv", "--weights=1,0,1")] {
+        let said = said(method, weights);
+        assert!(!said.contains("weight 0"), "{method}: {said}");
+    }
+}
+
+#[test]
 fn help_lists_all_merges() {
     let help = words("merge --help").ok().stdout;
     let newer = ["tsv", "iso_c", "iso_cts", "ctm:merge=ties", "robust", "lego", "pico:basis=deltas"];

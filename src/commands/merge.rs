@@ -194,7 +194,7 @@ impl MergeArgs {
         }
         let source = MergeSource { library, experts, base };
         let made = match &self.method {
-            Method::Given(merge) => self.merge_given(&**merge, source),
+            Method::Given(merge) => self.merge_given(&**merge, source, context),
             Method::Fitted(method) => self.merge_fitted(&**method, source, context),
         };
         // Errors of the method name experts only; the library is added.
@@ -202,11 +202,12 @@ impl MergeArgs {
     }
 
     /// Merges with `--weights`, or the method's default weights.
-    fn merge_given(&self, merge: &dyn MergeMethod, source: MergeSource) -> Result<MadeMerge> {
+    fn merge_given(&self, merge: &dyn MergeMethod, source: MergeSource, context: &CommandContext) -> Result<MadeMerge> {
         let MergeSource { library, experts, .. } = source;
         let names: Vec<String> = experts.iter().map(|expert| expert.name.clone()).collect();
         let given = !self.weights.is_empty();
         let weights = if given { self.weights.clone() } else { default_weights(merge, experts.len()) };
+        warn_of_weights_zero(merge, &names, &weights, context)?;
         let coefficients = Coefficients::new(weights.clone());
         let merged = match &self.calibrate {
             Some(calibration) => calibration.merge(merge, &experts, &coefficients)?,
@@ -252,6 +253,25 @@ impl MergeArgs {
         )?;
         Ok(MadeMerge { experts: stacked.experts().to_vec(), merged, record })
     }
+}
+
+/// Warns of experts of weight zero that have a part in the result nevertheless.
+fn warn_of_weights_zero(
+    merge: &dyn MergeMethod,
+    names: &[String],
+    weights: &[f64],
+    context: &CommandContext,
+) -> Result<()> {
+    let zero = names.iter().zip(weights).filter(|(_, weight)| **weight == 0.0);
+    let zero: Vec<String> = zero.map(|(name, _)| format!("`{name}`")).collect();
+    if zero.is_empty() || names.len() == 1 || !merge.counts_weight_zero() {
+        return Ok(());
+    }
+    context.warn(format!(
+        "{merge}: experts of weight 0 change the result, since signs are elected and directions chosen without weights: {}; \
+         leave them out with --experts",
+        zero.join(", ")
+    ))
 }
 
 /// Warns of tasks whose rows become tokens otherwise than those that the experts were trained on.

@@ -441,7 +441,9 @@ fn experts_of_weight_zero_have_no_effect() {
             assert_eq!(zero.adapter.norm(), 0.0, "{}", about.name);
             let report = &zero.report[0];
             assert!(report.retained.is_finite() && report.error.is_finite(), "{}: {report:?}", about.name);
-            if OF_ALL_EXPERTS.contains(&about.name) {
+            let of_all = OF_ALL_EXPERTS.contains(&about.name);
+            assert_eq!(parse_merge(about.name).unwrap().counts_weight_zero(), of_all, "{}", about.name);
+            if of_all {
                 continue;
             }
             let (all, two) = (made(&experts, &weights), made(&experts[..2], &without));
@@ -452,6 +454,7 @@ fn experts_of_weight_zero_have_no_effect() {
     }
     assert_eq!(compared, 3 * (MERGES.len() - OF_ALL_EXPERTS.len()));
     for text in ["ctm:merge=task_arithmetic", "ctm:merge=task_arithmetic,beta=1,rank=2", "robust:density=1,clamp=1"] {
+        assert!(!parse_merge(text).unwrap().counts_weight_zero(), "{text}");
         let (all, two) = (merge(text, &experts, &weights), merge(text, &experts[..2], &without));
         let expected: Vec<f64> = two.adapter.modules()["q"].delta().into_iter().map(f64::from).collect();
         assert_delta(&all.adapter.modules()["q"], &expected, 1e-5, text);
@@ -495,6 +498,44 @@ fn settings_that_one_expert_ignores_are_named() {
     {
         assert_eq!(warning(text, 1), None, "{text}");
     }
+}
+
+#[test]
+fn merges_that_drop_nothing_by_default_say_so() {
+    let warning = |text: &str| parse_merge(text).unwrap().warning(2);
+    for text in [
+        "breadcrumbs",
+        "breadcrumbs_ties:gamma=0.2",
+        "ties:convention=mergekit",
+        "dare_linear:convention=mergekit",
+        "dare_ties:convention=mergekit",
+        "magnitude_prune:convention=mergekit",
+        "knots:inner=breadcrumbs,convention=mergekit",
+    ] {
+        let said = warning(text).unwrap();
+        assert!(said.starts_with(text.split(':').next().unwrap()) && said.contains("density=1"), "{said}");
+        assert_eq!(said.contains("whatever gamma="), text.contains("breadcrumbs"), "{said}");
+    }
+    for text in ["breadcrumbs:density=0.9", "ties:convention=mergekit,density=0.5", "ties:density=1", "knots", "ctm"] {
+        assert_eq!(warning(text), None, "{text}");
+    }
+}
+
+#[test]
+fn directions_that_tsv_does_not_use_are_reported_as_lost() {
+    let experts = [expert("one", [("q", random(1, 3, 9, 7, 2.0))]), expert("two", [("q", random(3, 1, 9, 7, 2.0))])];
+    // Two of each, of four.
+    let values = experts.each_ref().map(|expert| singular_values(&expert.adapter.modules()["q"].delta(), 9));
+    let squares = |values: &[f64]| values.iter().map(|value| value * value).sum::<f64>();
+    let (all, used) = (squares(&values.concat()), squares(&values[0][..2]) + squares(&values[1][..1]));
+    let report = |text: &str| merge(text, &experts, &[1.0; 2]).report.remove(0);
+    let found = report("tsv");
+    assert!((found.retained - used / all).abs() < 1e-5, "{found:?}");
+    assert!((found.error - (1.0 - used / all).sqrt()).abs() < 1e-4, "{found:?}");
+    let truncated = report("tsv:rank=1");
+    assert!(truncated.retained < found.retained && truncated.error > found.error, "{truncated:?}");
+    assert!((truncated.retained + truncated.error.powi(2) - 1.0).abs() < 1e-9, "{truncated:?}");
+    assert_eq!((report("tsv:keep=all").retained, report("tsv:keep=all").error), (1.0, 0.0));
 }
 
 #[test]

@@ -20,7 +20,7 @@ use crate::merge::merge_report::Merged;
 use crate::merge::module::{Module, ModuleExpert, paths};
 use crate::merge::shared_basis::{Basis, LeftSingularVectors, factor_directions, output_directions};
 use crate::method_info::{self, MethodInfo};
-use crate::method_settings::{Settings, defaults, read, typed_pairs, write};
+use crate::method_settings::{Settings, defaults, read, write};
 use crate::ordered_results::ordered_results;
 use faer::Mat;
 use lorakit_adapter::LowRank;
@@ -51,9 +51,6 @@ pub static PICO: MethodInfo<PicoCalibration> = MethodInfo {
     parse: |name, typed| Ok(Arc::new(read::<PicoCalibration>(name, typed)?)),
     version: 1,
 };
-
-/// Settings of merges that multiply the result.
-const FACTORS: [&str; 2] = ["scale", "factor"];
 
 /// The calibration `pico`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,15 +87,9 @@ impl PicoCalibration {
 
     /// A warning about settings of a merge that only multiply its result, whose norm is then replaced.
     pub fn warning(&self, merge: &dyn MergeMethod) -> Option<String> {
-        let (typed, usage) = (merge.to_string(), merge.info().usage());
-        let defaults = settings_of(&usage);
-        let changed = |(key, value): &(&str, &str)| {
-            let default = defaults.iter().find(|(other, _)| other == key).map_or("1", |(_, default)| default);
-            FACTORS.contains(key) && *value != default
-        };
-        let (key, value) = settings_of(&typed).into_iter().find(changed)?;
+        let (key, value) = merge.changed_factor()?;
         Some(format!(
-            "{typed}: under {self}, the result has the mean norm of the experts' deltas, whatever {key}={value}"
+            "{merge}: under {self}, the result has the mean norm of the experts' deltas, whatever {key}={value}"
         ))
     }
 
@@ -152,11 +143,6 @@ impl PicoCalibration {
         };
         module.parts.iter().map(damp).collect()
     }
-}
-
-/// The settings in a method's text.
-fn settings_of(text: &str) -> Vec<(&str, &str)> {
-    typed_pairs(text.split_once(':').map(|(_, settings)| settings))
 }
 
 /// What gives a merged delta of norm `norm` the mean norm of the experts' deltas, weighted by the magnitudes of their weights,

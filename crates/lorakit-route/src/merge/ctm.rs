@@ -67,6 +67,18 @@ impl MergeMethod for CompressThenMerge {
         each_module(experts, coefficients, Footprint::LowRank, |module| self.merge_module(module))
     }
 
+    fn warning(&self, _experts: usize) -> Option<String> {
+        self.inner.nothing_dropped(self)
+    }
+
+    fn changed_factor(&self) -> Option<(&'static str, f64)> {
+        self.inner.changed_factor()
+    }
+
+    fn counts_weight_zero(&self) -> bool {
+        self.inner.depends_on_basis()
+    }
+
     fn averages(&self) -> bool {
         self.inner.averages()
     }

@@ -30,6 +30,17 @@ pub trait MergeMethod: Any + Debug + Display + Send + Sync {
         None
     }
 
+    /// The setting that only multiplies the result, with its value, where it is not at its default.
+    fn changed_factor(&self) -> Option<(&'static str, f64)> {
+        None
+    }
+
+    /// Whether an expert of weight zero has a part in the result: its values vote on signs and count in means, as in PEFT, or
+    /// its directions in a common basis.
+    fn counts_weight_zero(&self) -> bool {
+        false
+    }
+
     /// Whether the method averages agreeing experts or has its own scale, so that weights of 1 are natural.
     fn averages(&self) -> bool {
         false

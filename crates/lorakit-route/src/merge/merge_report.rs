@@ -12,6 +12,9 @@ pub struct Merged {
 }
 
 /// How much of the untruncated merge a module of the result retains.
+///
+/// What a method drops of the experts before it sums them counts as truncated in `tsv`. Where that is the method
+/// itself, such as the trimming of `ties` or the clusters of `lego`, the merge is what results, and nothing counts as lost.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModuleReport {
     /// The module's path.
@@ -41,5 +44,11 @@ impl Retained {
             return Self::ALL;
         }
         Self { retained: inside / all, error: (outside / all).sqrt() }
+    }
+
+    /// These of a part, whose own are `part`, as those of the whole.
+    pub(super) fn of_part(self, part: Self) -> Self {
+        let [own, others] = [self.error, part.error].map(|error| error * error);
+        Self { retained: self.retained * part.retained, error: (own + (1.0 - own) * others).sqrt() }
     }
 }

@@ -18,7 +18,7 @@ use crate::merge::module::{Footprint, MergedModule, Module, ModuleExpert, each_m
 use crate::merge::rank::Rank;
 use crate::merge::row_source::{ExpertMatrices, RowSource};
 use crate::merge::task_vector_table::{
-    Consensus, Convention, Divisor, FactorWeights, MergeSpace, Scope, Sparsify, TaskVectorMethod,
+    Consensus, Convention, Divisor, FactorWeights, MergeSpace, Scope, SignVote, Sparsify, TaskVectorMethod,
 };
 use crate::merge::value_mask::{SparsifyConfig, ValueMask, threshold};
 use crate::method_info::MethodInfo;
@@ -211,7 +211,9 @@ impl MergeMethod for TaskVectors {
     }
 
     fn warning(&self, experts: usize) -> Option<String> {
-        self.linear_of_one(experts)?;
+        if self.linear_of_one(experts).is_none() {
+            return self.nothing_dropped(self);
+        }
         let TaskVectorSettings { density, rank, .. } = self.settings;
         let sparsifies = self.method.has("density") && density < 1.0;
         let truncates = self.method.has("rank") && matches!(rank, Rank::Of(_));
@@ -223,6 +225,15 @@ impl MergeMethod for TaskVectors {
                 listed(others)
             )
         })
+    }
+
+    fn changed_factor(&self) -> Option<(&'static str, f64)> {
+        let scale = self.settings.scale;
+        (scale != self.method.defaults().scale).then_some(("scale", scale))
+    }
+
+    fn counts_weight_zero(&self) -> bool {
+        matches!(self.method.consensus, Consensus::Elected(SignVote::Plain, _))
     }
 
     fn averages(&self) -> bool {
@@ -271,6 +282,23 @@ impl TaskVectors {
     /// Its settings.
     pub fn settings(&self) -> &TaskVectorSettings {
         &self.settings
+    }
+
+    /// Whether an expert of weight zero has a part in the result of this merge in a basis that all experts decide: in another
+    /// basis, other values are dropped and other signs elected.
+    pub(super) fn depends_on_basis(&self) -> bool {
+        let drops = self.method.has("density") && self.settings.density < 1.0;
+        drops || self.method.elects()
+    }
+
+    /// A warning that nothing is dropped, which is mergekit's default, for this merge or an `outer` one that applies it.
+    pub(super) fn nothing_dropped(&self, outer: &dyn fmt::Display) -> Option<String> {
+        let TaskVectorSettings { convention, density, gamma, .. } = self.settings;
+        let drops = convention == Convention::Mergekit && self.method.has("density");
+        (drops && density >= 1.0).then(|| {
+            let outliers = if self.method.has("gamma") { format!(", whatever gamma={gamma}") } else { String::new() };
+            format!("{outer}: nothing is dropped at density=1, mergekit's default{outliers}; set density below 1")
+        })
     }
 
     fn footprint(&self) -> Footprint {

@@ -11,9 +11,9 @@
 use crate::error::Result;
 use crate::library_stack::Expert;
 use crate::merge::coefficients::Coefficients;
-use crate::merge::low_rank_product::{LowRankProduct, scaled_columns};
+use crate::merge::low_rank_product::{LowRankProduct, scaled_columns, squares};
 use crate::merge::merge_method::MergeMethod;
-use crate::merge::merge_report::Merged;
+use crate::merge::merge_report::{Merged, Retained};
 use crate::merge::module::{Footprint, MergedModule, Module, each_module};
 use crate::merge::rank::Rank;
 use crate::merge::singular_triples::{SingularTriples, polar_factor, side_by_side};
@@ -95,9 +95,11 @@ impl Tsv {
         };
         let left = side_by_side(module.output, experts.clone().map(|of| (of.left.as_ref(), kept)));
         let right = side_by_side(module.input, experts.clone().map(|of| (of.right.as_ref(), kept)));
+        let dropped: f64 = experts.clone().map(|of| squares(of.values.get(kept..).unwrap_or_default())).sum();
         let values: Vec<f64> = experts.flat_map(|of| of.values.iter().take(kept).copied()).collect();
         let b = scaled_columns(polar_factor(module, &left)?.0.as_ref(), &values);
         let a = polar_factor(module, &right)?.0.transpose().to_owned();
-        LowRankProduct { b, a }.truncated(module, self.rank)
+        let merged = LowRankProduct { b, a }.truncated(module, self.rank)?;
+        Ok(MergedModule { retained: merged.retained.of_part(Retained::of(squares(&values), dropped)), ..merged })
     }
 }
