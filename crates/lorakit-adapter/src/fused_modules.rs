@@ -30,7 +30,7 @@ impl Adapter {
     /// a warning that names them; as it is where nothing has to change.
     ///
     /// # Errors
-    /// If the widths do not add up to those of the base.
+    /// If the widths do not add up to those of the base, or the adapter has both forms of a projection.
     pub(crate) fn with_projections_of(self, base: &[BaseModule]) -> Result<Self> {
         let known: BTreeMap<&str, &BaseModule> = base.iter().map(|module| (module.path.as_str(), module)).collect();
         let foreign = self.modules().keys().filter(|path| !known.contains_key(path.as_str()));
@@ -42,6 +42,7 @@ impl Adapter {
             let targets: Vec<&BaseModule> =
                 split.iter().filter_map(|name| known.get(path(name).as_str()).copied()).collect();
             if let Some(target) = known.get(path(fused).as_str()) {
+                ensure_absent(&modules, &[*target], &format!("{parent}.({})", split.join("|")))?;
                 let parts: Vec<Option<LowRank>> = split.iter().map(|name| modules.remove(&path(name))).collect();
                 let update = fuse(&parts, target.output).within(|| format!("module `{}`", target.path))?;
                 modules.insert(target.path.clone(), update);
@@ -49,6 +50,7 @@ impl Adapter {
             } else if targets.len() == split.len()
                 && let Some(update) = modules.remove(&path(fused))
             {
+                ensure_absent(&modules, &targets, &path(fused))?;
                 let widths: Vec<usize> = targets.iter().map(|target| target.output).collect();
                 let parts = self::split(&update, &widths).within(|| format!("module `{}`", path(fused)))?;
                 modules.extend(targets.iter().map(|target| target.path.clone()).zip(parts));
@@ -62,6 +64,18 @@ impl Adapter {
         let text =
             format!("written for a base of the same form with other projections; served here: {}", named.join("; "));
         Ok(self.with_modules(modules).with_warning(Warning::new("target_modules", text)))
+    }
+}
+
+/// Refuses an adapter with updates of the `targets` that those of `foreign` would replace.
+fn ensure_absent(modules: &BTreeMap<String, LowRank>, targets: &[&BaseModule], foreign: &str) -> Result<()> {
+    match targets.iter().find(|target| modules.contains_key(&target.path)) {
+        None => Ok(()),
+        Some(target) => Err(AdapterError::AdapterBase(format!(
+            "the adapter changes `{}`, and the same projection as `{foreign}`, which the base does not have; expected one of \
+             them",
+            target.path
+        ))),
     }
 }
 
@@ -186,6 +200,19 @@ mod tests {
             assert_eq!(back.modules()[path].delta(), update.delta(), "{path}");
         }
         assert_eq!(original.clone().with_projections_of(&apart).unwrap().warnings(), []);
+    }
+
+    #[test]
+    fn an_adapter_with_both_forms_of_a_projection_is_refused() {
+        let (fused, apart) = (base(&[("qkv_proj", 8)]), base(&[("q_proj", 4), ("k_proj", 2), ("v_proj", 2)]));
+        let both = adapter(&[("qkv_proj", update(1, 2, 8, 1.0)), ("k_proj", update(2, 1, 2, 1.0))]);
+        for (base, target) in [(fused, "qkv_proj"), (apart, "k_proj")] {
+            let error = both.clone().with_projections_of(&base).unwrap_err().to_string();
+            assert!(
+                error.contains(&format!("`{PARENT}.{target}`")) && error.contains("expected one of them"),
+                "{error}"
+            );
+        }
     }
 
     #[test]
