@@ -45,15 +45,14 @@ pub(crate) fn config_json(adapter: &Adapter) -> Result<String> {
     serde_json::to_string_pretty(&keys).map_err(AdapterError::Serialize)
 }
 
-/// The alpha that gives an update its scale.
+/// The alpha that gives an update its scale: whole where such a one does, since products and roots are rounded, and an alpha
+/// of 16 must not become 16.000000000000004.
 fn alpha_of(update: &LowRank, rslora: bool) -> f64 {
-    let rank = update.rank() as f64;
-    if !rslora {
-        return update.scale() * rank;
-    }
-    // The root of a rank is rounded, and an alpha of 16 must not become 16.000000000000004.
-    let (alpha, whole) = (update.scale() * rank.sqrt(), (update.scale() * rank.sqrt()).round());
-    if (alpha - whole).abs() <= 1e-12 * alpha.abs() { whole } else { alpha }
+    let (scale, rank) = (update.scale(), update.rank() as f64);
+    let alpha = scale * if rslora { rank.sqrt() } else { rank };
+    let whole = alpha.round();
+    let is_whole = if rslora { (alpha - whole).abs() <= 1e-12 * alpha.abs() } else { whole / rank == scale };
+    if is_whole { whole } else { alpha }
 }
 
 /// A rank or an alpha that can be compared and counted: an integer where possible, as in PEFT.

@@ -248,3 +248,19 @@ fn rslora_and_patterns_give_each_module_its_own_scale() {
         assert!((update.scale() - alpha / (rank as f64).sqrt()).abs() < 1e-12, "{path}");
     }
 }
+
+#[test]
+fn an_alpha_that_was_whole_stays_so() {
+    for rank in 1..=64 {
+        for alpha in [1.0, 8.0, 16.0, 32.0] {
+            let update = random_update(1, rank, 3, 3, alpha / rank as f64);
+            let folder = tempfile::tempdir().unwrap();
+            let place = folder.path().join("a");
+            Adapter::new([("m.q".to_owned(), update.clone())].into()).write(&place).unwrap();
+            let text = fs::read_to_string(place.join(CONFIG_FILE)).unwrap();
+            let config: Value = serde_json::from_str(&text).unwrap();
+            assert_eq!(config["lora_alpha"], alpha as i64, "rank {rank}");
+            assert_eq!(Adapter::read(&place).unwrap().modules()["m.q"].scale(), update.scale());
+        }
+    }
+}
