@@ -5,7 +5,8 @@ use crate::error::{AdapterError, Result};
 /// The longest name of an expert, in bytes: file systems allow 255, and temporary names add a prefix.
 const NAME_LIMIT: usize = 200;
 
-/// Checks that `name` can name an expert: it is a folder name on any system, and not a hidden one.
+/// Checks that `name` can name an expert: it is a folder name on Linux and macOS, and not a hidden one. (Windows
+/// takes fewer: libraries may hold others.)
 ///
 /// # Errors
 /// If it is empty, too long, starts with a dot, or holds a separator, a comma (which separates names on the command line)

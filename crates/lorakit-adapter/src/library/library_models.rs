@@ -63,13 +63,14 @@ impl Library {
         let place = self.model_folder(name)?;
         let models = self.root().join(MODELS);
         fs::create_dir_all(&models).within_file(&models)?;
+        // First: a kill must not leave a model without its base.
+        self.record_base()?;
         atomic::replace_folder(&place, |folder| -> Result<(), E> {
             fill(folder)?;
             let sha256 = sha256_of_file(&folder.join(MODEL_WEIGHTS_FILE))?;
             write_json(&folder.join(MODEL_RECORD_FILE), &ExpertRecord { sha256, ..record.clone() })?;
             Ok(self.ensure_held()?)
-        })?;
-        Ok(self.record_base()?)
+        })
     }
 }
 

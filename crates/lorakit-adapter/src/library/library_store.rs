@@ -309,8 +309,7 @@ impl Library {
     /// # Errors
     /// If the name is not a valid one or is taken, or the folder cannot be written.
     pub fn add(&self, name: &str, adapter: &Adapter, record: Option<&ExpertRecord>) -> Result<()> {
-        self.insert(name, adapter, record)?;
-        self.record_base()
+        self.add_all(&[(name, adapter, record)])
     }
 
     /// Adds an expert, but does not record its base.
@@ -335,11 +334,12 @@ impl Library {
         let folder = self.expert_path(name)?;
         refuse_link(&folder)?;
         let adapter = adapter.clone().with_base_name(self.base());
+        // First: a kill must not leave an expert without its base.
+        self.record_base()?;
         atomic::replace_folder(&folder, |folder| {
             write_expert(folder, &adapter, record)?;
             self.ensure_held()
-        })?;
-        self.record_base()
+        })
     }
 
     /// Removes an expert.

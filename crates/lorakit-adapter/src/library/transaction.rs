@@ -132,11 +132,9 @@ impl Library {
         }
         write_json(&self.root().join(ADDING_FILE), &names)?;
         let added = experts.iter().try_for_each(|(name, adapter, record)| self.insert(name, adapter, *record));
-        match added {
-            Ok(()) => {
-                fs::remove_file(self.root().join(ADDING_FILE))?;
-                self.record_base()
-            }
+        // Before the addition is complete: no expert may be left without its base.
+        match added.and_then(|()| self.record_base()) {
+            Ok(()) => Ok(fs::remove_file(self.root().join(ADDING_FILE))?),
             Err(error) => {
                 // The first error is the one to report; what cannot be removed now will be at the next lock.
                 let _ = self.rollback();

@@ -336,6 +336,20 @@ fn experts_are_added_together_or_not_at_all() {
     assert_eq!(library.expert_names().unwrap(), ["a", "b", "old"]);
 }
 
+/// A kill after an expert appears and before its base is recorded would leave a library that takes any other base's.
+#[test]
+fn a_base_is_recorded_before_an_addition_is_complete() {
+    let temporary = tempfile::tempdir().unwrap();
+    let open = |fingerprint: &str| Library::open_or_create(temporary.path(), Some(&base(fingerprint))).unwrap();
+    Library::open_or_create(temporary.path(), None).unwrap();
+    let (first, late) = (open("aa"), open("bb"));
+    first.add("a", &small_adapter(1), None).unwrap();
+    assert!(late.add("b", &small_adapter(2), None).is_err());
+    assert!(late.replace("c", &small_adapter(3), None).is_err());
+    assert_eq!(late.expert_names().unwrap(), ["a"], "what is refused for its base is not left behind");
+    assert!(!temporary.path().join(".adding.json").exists());
+}
+
 #[test]
 fn leftovers_next_to_the_index_and_in_runs_are_removed_and_other_files_kept() {
     let temporary = tempfile::tempdir().unwrap();
