@@ -301,6 +301,13 @@ fn adapters_are_added_from_the_hub() {
         names(add("a", &["hub:lots/base-task2", "b=hub:acme/many@main/second", "hub:acme/many/first"])),
         ["base-task2", "b", "first"]
     );
+    // The weights come last: a download that is interrupted must not look complete.
+    let requests = server.requests();
+    let at = |file: &str| {
+        let path = format!("/lots/base-task2/resolve/{COMMIT}/{file}");
+        requests.iter().position(|request| request.path == path).unwrap_or_else(|| panic!("{path}: {requests:?}"))
+    };
+    assert!(at("expert.json").max(at("adapter_config.json")) < at("adapter_model.safetensors"));
     // The server lists two names a page.
     assert_eq!(names(add("b", &["hub:lots/*task1*"])), ["base-task1", "base-task12"]);
     assert!(server.requests().iter().any(|request| request.path.contains("author=lots&search=task1")));

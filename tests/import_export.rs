@@ -40,6 +40,28 @@ fn pickled_adapters_are_imported_and_exported() {
 }
 
 #[test]
+fn damaged_experts_of_an_mttl_library_are_refused_one_by_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let (library, damaged) = (folder.path().join("library"), folder.path().join("mttl"));
+    fs::create_dir(&damaged).unwrap();
+    for file in ["a.ckpt", "a.meta", "b.ckpt"] {
+        fs::write(damaged.join(file), "damaged").unwrap();
+    }
+    let good = peft_fixture("mistral").join("adapters/e0").display().to_string();
+    let import = |options: &[&str]| {
+        let fixed = ["library", "import", "--json", "--library", library.to_str().unwrap()];
+        run(fixed.into_iter().chain([damaged.to_str().unwrap(), &good]).chain(options.iter().copied()))
+    };
+    assert_contains(
+        &import(&[]).failed(1),
+        &["2 of 3 adapters were refused", "  a: ", "a.meta", "  b: ", "no b.meta is next to it"],
+    );
+    let names = |of: &Value| of.as_array().unwrap().iter().map(|one| one["name"].clone()).collect::<Vec<_>>();
+    let report = import(&["--skip-refused"]).json();
+    assert_eq!((names(&report["added"]), names(&report["refused"])), (vec!["e0".into()], vec!["a".into(), "b".into()]));
+}
+
+#[test]
 fn exports_keep_records_without_paths() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).display().to_string();

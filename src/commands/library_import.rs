@@ -38,11 +38,8 @@ pub struct ImportArgs {
 pub fn run(args: &ImportArgs, context: &CommandContext) -> Result<()> {
     let mut experts = NewExperts::default();
     for named in &args.folders {
-        match read(named, context) {
-            Ok(read) => experts.accepted.extend(read),
-            Err(error) => {
-                experts.refused.push(Refusal { name: named.name.clone(), folder: named.folder.clone(), error });
-            }
+        if let Err(error) = read(named, &mut experts, context) {
+            experts.refused.push(Refusal { name: named.name.clone(), folder: named.folder.clone(), error });
         }
     }
     let found = experts.accepted.len() + experts.refused.len();
@@ -54,13 +51,14 @@ pub fn run(args: &ImportArgs, context: &CommandContext) -> Result<()> {
     add_all(AddTarget { root: &args.library, base: base.as_ref() }, experts, args.skip_refused, context)
 }
 
-/// The experts of one folder.
-fn read(named: &NamedFolder, context: &CommandContext) -> Result<Vec<NewExpert>> {
+/// Reads the experts of one folder. Those of an mttl library are accepted or refused each by itself.
+fn read(named: &NamedFolder, experts: &mut NewExperts, context: &CommandContext) -> Result<()> {
     let folder = &named.folder;
     if folder.join(CONFIG_FILE).is_file() {
         let (adapter, record) = (Adapter::read(folder)?, record_beside(folder)?);
         let (name, folder) = (named.name.clone(), folder.clone());
-        return Ok(vec![NewExpert { name, folder, adapter, record, conversion: None }]);
+        experts.accepted.push(NewExpert { name, folder, adapter, record, conversion: None });
+        return Ok(());
     }
     let place = folder.display();
     ensure!(folder.is_dir(), "{place}: not a folder; expected a PEFT folder or an mttl library");
@@ -70,18 +68,28 @@ fn read(named: &NamedFolder, context: &CommandContext) -> Result<Vec<NewExpert>>
         1 => {}
         many => ensure!(!named.given, "{place}: has {many} experts; omit NAME="),
     }
-    let mut experts = Vec::new();
-    for name in names {
-        let MttlExpert { adapter, tasks, deleted } = MttlExpert::read(folder, &name)?;
-        if deleted {
-            context.output.warn(format!("{place}: `{name}` is marked as deleted and skipped"));
-            continue;
+    for own in names {
+        let name = if named.given { named.name.clone() } else { own.clone() };
+        match read_mttl(folder, &own) {
+            Ok(Some((adapter, record))) => {
+                let (folder, record) = (folder.clone(), Some(record));
+                experts.accepted.push(NewExpert { name, folder, adapter, record, conversion: None });
+            }
+            Ok(None) => context.output.warn(format!("{place}: `{own}` is marked as deleted and skipped")),
+            Err(error) => experts.refused.push(Refusal { name, folder: folder.clone(), error }),
         }
-        let record = record(&name, &tasks, folder).with_context(|| format!("{place}: `{name}`"))?;
-        let name = if named.given { named.name.clone() } else { name };
-        experts.push(NewExpert { name, folder: folder.clone(), adapter, record: Some(record), conversion: None });
     }
-    Ok(experts)
+    Ok(())
+}
+
+/// The expert `name` of an mttl library; None if it is marked as deleted.
+fn read_mttl(folder: &Path, name: &str) -> Result<Option<(Adapter, ExpertRecord)>> {
+    let MttlExpert { adapter, tasks, deleted } = MttlExpert::read(folder, name)?;
+    if deleted {
+        return Ok(None);
+    }
+    let record = record(name, &tasks, folder).with_context(|| format!("{}: `{name}`", folder.display()))?;
+    Ok(Some((adapter, record)))
 }
 
 /// The record of an mttl expert. Its tasks are names without rows, so they are recorded as settings, not as tasks whose

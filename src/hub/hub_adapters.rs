@@ -72,6 +72,7 @@ struct AdapterFiles {
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
+const RECORD: &str = "expert.json";
 
 impl NeededFiles for AdapterFiles {
     fn download(&self, remote: &RemoteSnapshot<'_>) -> Result<()> {
@@ -82,14 +83,12 @@ impl NeededFiles for AdapterFiles {
         let files: Vec<&str> = remote.info.files().filter(own).collect();
         let name = |file: &str| file.rsplit('/').next().unwrap_or_default().to_owned();
         let has_safetensors = files.iter().any(|file| name(file) == WEIGHTS);
-        for file in files {
-            // Older adapters have a pickle or shards, for which the reader says what to do.
-            let older = |name: &str| !has_safetensors && name.starts_with("adapter_model");
-            if [CONFIG, WEIGHTS, "expert.json"].contains(&name(file).as_str()) || older(&name(file)) {
-                remote.get(file)?;
-            }
-        }
-        Ok(())
+        // Older adapters have a pickle or shards, for which the reader says what to do.
+        let is_weights = |name: &str| name == WEIGHTS || (!has_safetensors && name.starts_with("adapter_model"));
+        // Weights last: an interrupted download must not look complete, and not every adapter has a record.
+        let others = files.iter().filter(|file| [CONFIG, RECORD].contains(&name(file).as_str()));
+        let weights = files.iter().filter(|file| is_weights(&name(file)));
+        others.chain(weights).try_for_each(|file| remote.get(file).map(drop))
     }
 
     fn missing(&self, folder: &Path) -> Option<String> {
@@ -101,16 +100,42 @@ impl NeededFiles for AdapterFiles {
         if !folder.join(CONFIG).exists() {
             return Some(shown(CONFIG));
         }
-        let weights = |name: std::ffi::OsString| name.to_string_lossy().starts_with("adapter_model");
         let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
-        let has_weights = entries.map(|entry| entry.file_name()).any(weights);
-        (!has_weights).then(|| shown(WEIGHTS))
+        let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        let weights: Vec<String> =
+            names.filter(|name| name.starts_with("adapter_model") && !name.ends_with(".json")).collect();
+        match weights.is_empty() {
+            true => Some(shown(WEIGHTS)),
+            false => absent_shard(&weights).map(|shard| shown(&shard)),
+        }
     }
+}
+
+/// The first shard that is not among the names of weights, where one of them is a shard: `NAME-00001-of-00002.END`.
+fn absent_shard(weights: &[String]) -> Option<String> {
+    let shard = |name: &String| {
+        let (start, rest) = name.split_once("-of-")?;
+        let (count, end) = rest.split_once('.')?;
+        let (start, _) = start.rsplit_once('-')?;
+        let width = count.len();
+        let all = 1..=count.parse::<usize>().ok()?;
+        all.map(|at| format!("{start}-{at:0width$}-of-{count}.{end}")).find(|shard| !weights.contains(shard))
+    };
+    weights.iter().find_map(shard)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_absent_shard_is_named() {
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let shard = |at: usize| format!("adapter_model-{at:05}-of-00003.safetensors");
+        assert_eq!(absent_shard(&names(&["adapter_model.bin"])), None);
+        assert_eq!(absent_shard(&[shard(1), shard(3)]), Some(shard(2)));
+        assert_eq!(absent_shard(&[shard(3), shard(1), shard(2)]), None);
+    }
 
     #[test]
     fn a_star_stands_for_any_text() {

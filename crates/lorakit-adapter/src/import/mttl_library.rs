@@ -37,7 +37,7 @@ pub struct MttlExpert {
 /// The names of an mttl library's experts, sorted; none if `folder` is not such a library.
 ///
 /// # Errors
-/// If the folder cannot be read, or an expert lacks one of its two files.
+/// If the folder cannot be read, or a name is not UTF-8.
 pub fn mttl_experts(folder: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(folder).within_file(folder)? {
@@ -45,14 +45,8 @@ pub fn mttl_experts(folder: &Path) -> Result<Vec<String>> {
         if path.extension().is_none_or(|extension| extension != WEIGHTS) {
             continue;
         }
-        let place = path.display();
         let name = path.file_stem().and_then(|name| name.to_str());
-        let name = name.ok_or_else(|| pickle_error(format!("{place}: the name is not UTF-8")))?;
-        if !path.with_extension(META).is_file() {
-            return Err(pickle_error(format!(
-                "{place}: no {name}.{META} is next to it; expected both, as mttl writes them"
-            )));
-        }
+        let name = name.ok_or_else(|| pickle_error(format!("{}: the name is not UTF-8", path.display())))?;
         names.push(name.to_owned());
     }
     names.sort();
@@ -67,6 +61,13 @@ impl MttlExpert {
     /// file and the tensor.
     pub fn read(folder: &Path, name: &str) -> Result<Self> {
         let path = folder.join(format!("{name}.{META}"));
+        if !path.is_file() {
+            let weights = folder.join(format!("{name}.{WEIGHTS}"));
+            return Err(pickle_error(format!(
+                "{}: no {name}.{META} is next to it; expected both, as mttl writes them",
+                weights.display()
+            )));
+        }
         let meta = TorchFile::open(&path).and_then(|file| Meta::of(file.pickle())).within_file(&path)?;
         let path = folder.join(format!("{name}.{WEIGHTS}"));
         let adapter = state_dict(&path).and_then(|tensors| adapter(tensors, &meta)).within_file(&path)?;
