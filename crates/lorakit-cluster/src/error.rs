@@ -85,9 +85,10 @@ pub enum ClusterError {
         /// Its name.
         name: String,
     },
-    /// An inner product that is not finite, of finite values; of which experts is the rest of the sentence.
+    /// An inner product that is not finite, of finite values. The text says of which experts.
     #[error(
-        "the inner product of {0} is not finite: its values are too large; did its training diverge? Leave it out with --experts"
+        "the inner product of {0} overflows: values are finite, but too large; if training diverged, leave that expert out \
+         with --experts"
     )]
     Overflow(String),
     /// No clusters.

@@ -4,7 +4,6 @@
 //! them in place of the base's. What is equal to the base's changes nothing.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 
 use crate::adapter::Adapter;
 use crate::error::{AdapterError, Result};
@@ -73,14 +72,11 @@ pub(crate) fn without_base_tensors(
 
 /// Adds the tensor of the base of this name, which must be the only one: with and without a wrapper's prefix, two may be.
 fn insert(of_base: &mut BTreeMap<String, Matrix>, name: String, tensor: StoredTensor) -> Result<()> {
-    let key = tensor.key.clone();
-    match of_base.entry(name) {
-        Entry::Vacant(entry) => drop(entry.insert(tensor.rows()?)),
-        Entry::Occupied(entry) => {
-            let name = entry.key();
-            return Err(AdapterError::Tensors(format!("`{key}` is the base's `{name}`, which the file holds twice")));
-        }
+    if of_base.contains_key(&name) {
+        let key = &tensor.key;
+        return Err(AdapterError::Tensors(format!("`{key}` is the base's `{name}`, which the file holds twice")));
     }
+    of_base.insert(name, tensor.rows()?);
     Ok(())
 }
 
