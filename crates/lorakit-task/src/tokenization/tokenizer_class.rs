@@ -165,9 +165,8 @@ fn of_architecture(model_type: &str) -> Option<&'static str> {
         "gpt_neox" | "olmo" | "olmoe" => Some("GPTNeoXTokenizer"),
         "cohere" | "cohere2" => Some("CohereTokenizer"),
         "t5" | "mt5" => Some("T5Tokenizer"),
-        "mistral" | "mixtral" | "ministral" | "phi3" | "olmo2" | "olmo3" | "granite" | "stablelm" => {
-            Some("TokenizersBackend")
-        }
+        "mistral" | "mixtral" | "ministral" | "ministral3" | "mistral3" | "phi3" | "olmo2" | "olmo3" | "stablelm"
+        | "granite" | "granitemoe" | "granitemoehybrid" | "granitemoeshared" => Some("TokenizersBackend"),
         _ => None,
     }
 }
@@ -232,6 +231,8 @@ fn unknown(tokenizer_config: &Value) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use lorakit_model::architecture::ARCHITECTURES;
+
     use super::*;
 
     /// By transformers 5.23's `AutoTokenizer`.
@@ -247,6 +248,7 @@ mod tests {
         assert_eq!(class("llama", json!("PreTrainedTokenizerFast"), "{}"), TokenizerClass::AsFile);
         assert_eq!(class("llama", Value::Null, "{}"), TokenizerClass::AsFile);
         assert_eq!(class("mistral", json!("LlamaTokenizer"), "{}"), TokenizerClass::AsFile);
+        assert_eq!(class("granitemoehybrid", json!("GPT2Tokenizer"), "{}"), TokenizerClass::AsFile);
         assert_eq!(class("phi", json!("CodeGenTokenizer"), "{}"), TokenizerClass::Gpt2);
         assert_eq!(class("phi", json!("LlamaTokenizer"), "{}"), TokenizerClass::Llama);
         assert_eq!(class("phi", Value::Null, "{}"), TokenizerClass::Gpt2);
@@ -255,5 +257,36 @@ mod tests {
         assert_eq!(class("qwen3", json!("PreTrainedTokenizerFast"), "{}"), TokenizerClass::AsFile);
         assert_eq!(class("t5", json!("T5Tokenizer"), "{}"), TokenizerClass::T5);
         assert_eq!(class("t5", Value::Null, "{}"), TokenizerClass::T5);
+    }
+
+    /// By transformers 5.23's `TOKENIZER_MAPPING_NAMES`.
+    #[test]
+    fn every_architecture_has_the_class_that_transformers_registers() {
+        let registered = [
+            ("gemma2", Some("GemmaTokenizer")),
+            ("gemma3", Some("GemmaTokenizer")),
+            ("gemma3_text", Some("GemmaTokenizer")),
+            ("granite", Some("TokenizersBackend")),
+            ("granitemoehybrid", Some("TokenizersBackend")),
+            ("llama", None),
+            ("ministral", Some("TokenizersBackend")),
+            ("ministral3", Some("TokenizersBackend")),
+            ("mistral", Some("TokenizersBackend")),
+            ("mistral3", Some("TokenizersBackend")),
+            ("olmo2", Some("TokenizersBackend")),
+            ("olmo3", Some("TokenizersBackend")),
+            ("phi", Some("GPT2Tokenizer")),
+            ("phi3", Some("TokenizersBackend")),
+            ("qwen2", Some("Qwen2Tokenizer")),
+            ("qwen3", Some("Qwen2Tokenizer")),
+            ("smollm3", None),
+            ("t5", Some("T5Tokenizer")),
+        ];
+        let mut known: Vec<&str> = ARCHITECTURES.iter().map(|architecture| architecture.model_type).collect();
+        known.sort_unstable();
+        assert_eq!(registered.map(|(model_type, _)| model_type).as_slice(), known);
+        for (model_type, class) in registered {
+            assert_eq!(of_architecture(model_type), class, "{model_type}");
+        }
     }
 }
