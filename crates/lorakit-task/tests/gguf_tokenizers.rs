@@ -128,10 +128,31 @@ fn the_chat_template_has_the_names_of_the_special_tokens() {
     assert_eq!(Tokenizer::from_gguf(&ends).unwrap().stop_tokens(), [0, 1], "the end of a turn stops, too");
 }
 
+/// Of a file that names `</s>` alone, with some ends of other models as tokens of these types.
+fn with_ends() -> Metadata {
+    let ends =
+        ["<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "_<EOT>", "<｜end▁of▁sentence｜>", "<end_of_utterance>"];
+    let tokens = ["<unk>", "<s>", "</s>"].into_iter().chain(ends).chain(["<|eot_id|>", "▁a"]);
+    metadata([
+        ("model", text("llama")),
+        ("tokens", texts(tokens)),
+        ("token_type", types([2, 3, 3, 3, 3, 4, 3, 3, 1, 1, 1])),
+    ])
+}
+
+#[test]
+fn every_token_that_ends_a_text_in_llama_cpp_stops() {
+    let stops = |of: Metadata| Tokenizer::from_gguf(&of).unwrap().stop_tokens().to_vec();
+    assert_eq!(stops(with_ends()), [2, 3, 4, 5, 6, 7], "those that are a token of their own");
+    let template = [("tokenizer.chat_template", text("{{ messages[0].content }}<|eot_id|>"))];
+    assert_eq!(stops(with(with_ends(), template)), [2, 3, 4, 5, 6, 7, 9], "and those that the template writes");
+}
+
 #[test]
 fn files_of_a_folder_give_the_same_tokens() {
     let template = [("tokenizer.chat_template", text("{{ bos_token }}{{ messages[0].content }}"))];
-    for of in [with(byte_level("qwen2"), template.clone()), with(byte_level("llama-bpe"), template), pieces()] {
+    let byte_levels = ["qwen2", "llama-bpe"].map(|pre| with(byte_level(pre), template.clone()));
+    for of in byte_levels.into_iter().chain([pieces(), with_ends()]) {
         let folder = tempfile::tempdir().unwrap();
         for (name, content) in gguf_tokenizer_files(&of).unwrap() {
             std::fs::write(folder.path().join(name), content).unwrap();
@@ -232,7 +253,9 @@ fn assert_same_tokens(folder: &str, of: &Metadata) {
         let start: String = text.chars().take(60).collect();
         assert!(file.encode(&text).unwrap() == folder.encode(&text).unwrap(), "{start}");
     }
-    assert_eq!((file.bos(), file.eos(), file.stop_tokens()), (folder.bos(), folder.eos(), folder.stop_tokens()));
+    assert_eq!((file.bos(), file.eos()), (folder.bos(), folder.eos()));
+    // A file in GGUF does not say all that stops; what it has of llama.cpp's list does.
+    assert!(folder.stop_tokens().iter().all(|stop| file.stop_tokens().contains(stop)));
 }
 
 #[test]

@@ -18,8 +18,21 @@ use crate::tokenization::gguf::sentence_pieces;
 use crate::tokenization::special_tokens::SpecialTokens;
 use crate::tokenization::tokenizer_class::byte_level;
 
-/// Tokens that end a turn in chat templates, for files that name the end of a text alone.
-const TURN_ENDS: [&str; 5] = ["<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>"];
+/// Tokens that end a text or a turn, as in llama.cpp: a file names one end or two, and its model may write another.
+const ENDS: [&str; 12] = [
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<eos>",
+    "<EOT>",
+    "_<EOT>",
+    "<end_of_utterance>",
+    "<｜end▁of▁sentence｜>",
+];
 
 /// Phi-3's special tokens that leave the space after them to the text; the others take it. A GGUF file does not say so.
 const KEEP_SPACE: [&str; 3] = ["<unk>", "<s>", "<|endoftext|>"];
@@ -53,14 +66,9 @@ impl GgufTokenizer {
             Some(AddedToken::from(token.as_str(), special).normalized(false).rstrip(takes_space))
         });
         tokenizer.add_tokens(added.collect::<Vec<_>>()).map_err(failed("cannot add the file's tokens"))?;
-        let mut stops = BTreeSet::from([vocabulary.eos]);
-        stops.extend(&vocabulary.ends);
-        let template = vocabulary.templates.get("default").map_or("", String::as_str);
-        let ends = TURN_ENDS.iter().filter(|end| template.contains(**end));
-        stops.extend(ends.filter_map(|end| tokenizer.token_to_id(end)));
         Ok(Self {
             config: config(&vocabulary),
-            special: SpecialTokens { bos: vocabulary.bos, eos: vocabulary.eos, stops },
+            special: SpecialTokens { bos: vocabulary.bos, eos: vocabulary.eos, stops: stops(&vocabulary) },
             warnings: vocabulary.warnings,
             tokenizer,
         })
@@ -92,6 +100,20 @@ impl GgufTokenizer {
 /// If it holds no tokenizer, one of an unknown kind, or one that contradicts itself; the error names the key.
 pub fn gguf_tokenizer_files(metadata: &BTreeMap<String, GgufValue>) -> Result<Vec<(&'static str, String)>> {
     GgufTokenizer::read(metadata)?.model_files()
+}
+
+/// The tokens at which generation stops: those that the file names, and each of [`ENDS`] that is a token of its own in texts
+/// or that the chat template writes.
+fn stops(vocabulary: &GgufVocabulary) -> BTreeSet<u32> {
+    let mut stops = BTreeSet::from([vocabulary.eos]);
+    stops.extend(&vocabulary.ends);
+    let template = vocabulary.templates.get("default").map_or("", String::as_str);
+    let ends = (0..).zip(vocabulary.tokens.iter().zip(&vocabulary.types)).filter(|(_, (token, kind))| {
+        let is_whole = matches!(kind, TokenType::Control | TokenType::UserDefined);
+        ENDS.contains(&token.as_str()) && (is_whole || template.contains(token.as_str()))
+    });
+    stops.extend(ends.map(|(id, _)| id));
+    stops
 }
 
 /// The tokenizer without its added tokens.
