@@ -257,14 +257,15 @@ impl<'a> ContinuousBatch<'a> {
     fn begin(&mut self, at: usize, beginning: &Beginning) -> Result<()> {
         let Some(WaitingRow { index, template }) = self.waiting.remove(at) else { return Ok(()) };
         let prompt = &self.prompts[index / self.config.samples];
-        let capacity = self.config.capacity(prompt, self.model);
+        let (capacity, source) = (self.config.capacity(prompt, self.model), self.source_len(prompt));
+        // The tokenizer knows what a target starts with; generation_config.json may change it.
+        let read = Sequence { source: (source > 0).then_some(source), ..template.clone() };
         let sequence = match *beginning {
             Beginning::Sharing { sequence, tokens } => self.decoder.branch_at(sequence, tokens, capacity - tokens)?,
-            _ => self.decoder.open(capacity, template.clone())?,
+            _ => self.decoder.open(capacity, read)?,
         };
         // A prompt that is read in parts is rotated as a whole.
         self.decoder.declare_length(sequence, prompt.len());
-        let source = self.source_len(prompt);
         let cached = CachedRow { sequence, tokens: prompt.clone(), prompt: prompt.len(), source, template };
         self.rows.push(GrowingRow::new(self.model, self.config, index, cached, capacity - prompt.len())?);
         Ok(())

@@ -53,6 +53,14 @@ impl CachedSequence {
     }
 }
 
+/// How many of the first tokens of a sequence an encoder reads: as many as it says, or all but the decoder's start token.
+fn source_len(base: &Base, sequence: &CachedSequence, tokens: &[u32]) -> usize {
+    base.config().decoder_start().map_or(0, |start| {
+        let prompt = tokens.len() - usize::from(tokens.last() == Some(&start));
+        sequence.template.source.unwrap_or(prompt).min(tokens.len())
+    })
+}
+
 impl<'a> CachedDecoder<'a> {
     /// A cache of `slots` tokens for all sequences together.
     pub fn new(base: &'a Base, patches: &'a Patches, slots: usize) -> Result<Self> {
@@ -158,9 +166,8 @@ impl<'a> CachedDecoder<'a> {
     fn take_tokens(&mut self, index: usize, tokens: &[u32]) -> Result<Vec<u32>> {
         let sequence = &mut self.sequences[index];
         let (cached, capacity) = (sequence.ids.len(), sequence.capacity());
-        if let (0, Some(start)) = (cached, self.base.config().decoder_start()) {
-            let prompt = tokens.len() - usize::from(tokens.last() == Some(&start));
-            sequence.source = sequence.template.source.unwrap_or(prompt).min(tokens.len());
+        if cached == 0 {
+            sequence.source = source_len(self.base, sequence, tokens);
         }
         if cached + tokens.len() > capacity {
             bail!("sequence {index} has room for {capacity} tokens; {} were appended to {cached}", tokens.len());
@@ -225,11 +232,20 @@ impl<'a> CachedDecoder<'a> {
     /// also where the sequence's length makes it necessary to read them again.
     ///
     /// # Errors
-    /// As [`CachedDecoder::forward`], and if a sequence is given no tokens. Logits may be NaN:
+    /// As [`CachedDecoder::forward`], and if a sequence is given no tokens, or a source alone. Logits may be NaN:
     /// [`Sampler::next`](crate::sampling::Sampler::next) refuses those.
     pub fn next_logits(&mut self, appended: &[(usize, &[u32])]) -> Result<Tensor> {
         if let Some((index, _)) = appended.iter().find(|(_, tokens)| tokens.is_empty()) {
             bail!("no tokens were appended to sequence {index}, whose next logits were asked for");
+        }
+        for &(index, tokens) in appended.iter().filter(|(index, _)| self.len(*index) == 0) {
+            if source_len(self.base, &self.sequences[index], tokens) == tokens.len() {
+                bail!(
+                    "all {} tokens that were appended to sequence {index} are an encoder's, but its next logits were asked \
+                     for: append the token that the decoder starts with, too",
+                    tokens.len()
+                );
+            }
         }
         with_awake_threads(|| {
             let precision = self.base.decoding();

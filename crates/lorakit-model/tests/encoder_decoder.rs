@@ -186,6 +186,21 @@ fn rows_without_a_source_are_refused() {
 }
 
 #[test]
+fn next_logits_of_a_source_alone_are_refused() {
+    let (base, none) = (Base::open(&fixture("t5/base"), &BaseOptions::default()).unwrap(), Patches::none());
+    let mut decoder = CachedDecoder::new(&base, &none, 20).unwrap();
+    // Whether the source's length is said or guessed: 7 is not what the decoder starts with.
+    for source in [None, Some(3)] {
+        let row = decoder.open(10, Sequence { source, ..Sequence::default() }).unwrap();
+        let message = decoder.next_logits(&[(row, &[5, 6, 7])]).unwrap_err().to_string();
+        assert!(message.contains("all 3 tokens") && message.contains("the decoder starts with"), "{message}");
+    }
+    // A start token that differs from that of config.json.
+    let row = decoder.open(10, Sequence { source: Some(2), ..Sequence::default() }).unwrap();
+    decoder.next_logits(&[(row, &[5, 6, 7])]).unwrap();
+}
+
+#[test]
 fn sites_are_those_of_both_stacks() {
     let base = Base::open(&fixture("t5/base"), &BaseOptions::default()).unwrap();
     let sites: Vec<&str> = base.sites().iter().map(|site| site.name).collect();

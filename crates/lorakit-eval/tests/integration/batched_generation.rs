@@ -8,6 +8,9 @@ use lorakit_eval::{
 use lorakit_lora::{Outputs, Patch, Patches, SequenceBatch};
 use lorakit_model::sampling::SamplingOptions;
 use lorakit_task::Example;
+use serde_json::{Value, json};
+use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -172,6 +175,28 @@ fn an_encoder_runs_once_for_all_texts_of_a_source() {
     let options = GenerateOptions { max_new_tokens: 2, ..GenerateOptions::default() };
     let (_, read) = encoded(&t5, &ByTurns(AtomicUsize::new(0)), &[prompts[0].clone(), prompts[0].clone()], &options);
     assert_eq!(read, 2 * sources[0]);
+}
+
+/// What a decoder starts with may be in either file.
+#[test]
+fn a_source_is_the_prompt_whichever_token_its_answers_start_with() {
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/t5/base");
+    let generated = |file: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+            fs::copy(base.join(name), folder.path().join(name)).unwrap();
+        }
+        let path = folder.path().join(file);
+        let keys = fs::read(&path).map(|keys| serde_json::from_slice(&keys).unwrap());
+        let mut keys: Value = keys.unwrap_or_else(|_| json!({}));
+        keys["decoder_start_token_id"] = 9.into();
+        fs::write(&path, keys.to_string()).unwrap();
+        let t5 = Fixture::open(folder.path());
+        let prompts = ["the cat", "tea"].map(|text| Example::encode_prompt(text, &t5.tokenizer, usize::MAX).unwrap());
+        assert!(prompts.iter().all(|prompt| prompt.last() == Some(&9)));
+        texts(&t5.model(), &prompts, &GenerateOptions { max_new_tokens: 9, ..GenerateOptions::default() })
+    };
+    assert_eq!(generated("generation_config.json"), generated("config.json"));
 }
 
 /// Every row carries another weight.

@@ -39,7 +39,7 @@ impl Fixture {
         Fixture::open(&shared("data/models/stories260K-hf"))
     }
 
-    fn open(folder: &Path) -> Fixture {
+    pub fn open(folder: &Path) -> Fixture {
         let base = Base::open(folder, &BaseOptions::default()).unwrap();
         let (tokenizer, patches) = (Tokenizer::open(folder).unwrap(), Patches::none());
         Fixture { base, tokenizer, patches, template: carrying(0.25) }
