@@ -27,8 +27,8 @@ pub struct LogitsArgs {
     base: BaseSource,
     #[command(flatten)]
     adapter: AdapterArgs,
-    /// Input file with input_ids [batch, seq], i64 or u32; for an encoder-decoder also decoder_input_ids [batch, target] and,
-    /// where rows are padded on the right, attention_mask [batch, seq]
+    /// Input file with input_ids [batch, seq], i64 or u32, and, where rows are padded on the right, attention_mask
+    /// [batch, seq]; for an encoder-decoder also decoder_input_ids [batch, target]
     #[arg(long, value_name = "FILE.safetensors")]
     input: PathBuf,
     /// Output file with logits [batch, seq, vocab], f32
@@ -38,10 +38,14 @@ pub struct LogitsArgs {
 
 /// A row of token ids.
 struct InputRow {
-    /// Its tokens; of an encoder-decoder the source and then the decoder's.
+    /// Its tokens; of an encoder-decoder the source and then the decoder's. A decoder reads padding, too: no token before
+    /// it sees it.
     tokens: Vec<u32>,
     /// The number of tokens that an encoder reads, the first ones; None for a decoder.
     source: Option<usize>,
+    /// The number of tokens that routers that decide by prompt see, the first ones: of a decoder the row without padding, of
+    /// an encoder-decoder the source and the decoder's first token.
+    prompt: usize,
 }
 
 /// A tensor of token ids, `[batch, seq]`, row-major.
@@ -81,7 +85,7 @@ fn logits(base: &Base, routed: &RoutedPatches, rows: &[InputRow]) -> Result<Vec<
     let mut logits = Vec::new();
     for range in split_by_tokens(rows.iter().map(|row| row.tokens.len()), BATCH_TOKENS) {
         let part = &rows[range];
-        let prompts: Vec<&[u32]> = part.iter().map(InputRow::prompt).collect();
+        let prompts: Vec<&[u32]> = part.iter().map(|row| &row.tokens[..row.prompt]).collect();
         let templates = routed.templates.route(&prompts).map_err(anyhow::Error::from_boxed)?;
         let mut start = 0;
         let sequences = SequenceBatch::new(part.iter().zip(templates).map(|(row, template)| {
@@ -100,38 +104,32 @@ fn logits(base: &Base, routed: &RoutedPatches, rows: &[InputRow]) -> Result<Vec<
     Ok(logits)
 }
 
-impl InputRow {
-    /// What routers that decide by prompt see: of a decoder the whole row, of an encoder-decoder the source and the decoder's
-    /// first token.
-    fn prompt(&self) -> &[u32] {
-        &self.tokens[..self.source.map_or(self.tokens.len(), |source| source + 1)]
-    }
-}
-
 /// The rows of a file, with every id checked against the base's vocabulary.
 fn read(path: &Path, base: &Base) -> Result<Vec<InputRow>> {
     let bytes = std::fs::read(path)?;
     let file = SafeTensors::deserialize(&bytes).context("not a safetensors file")?;
     let vocabulary = base.config().vocabulary;
     let input = token_ids(&file, "input_ids", vocabulary)?;
+    let lengths = lengths(&file, &input)?;
     if base.config().decoder_start().is_none() {
-        return Ok(input.rows().map(|tokens| InputRow { tokens: tokens.to_vec(), source: None }).collect());
+        let row = |(tokens, prompt): (&[u32], usize)| InputRow { tokens: tokens.to_vec(), source: None, prompt };
+        return Ok(input.rows().zip(lengths).map(row).collect());
     }
     let decoder = token_ids(&file, "decoder_input_ids", vocabulary).context(
         "the base is an encoder-decoder: input_ids are the source, and decoder_input_ids what the decoder reads",
     )?;
     let (sources, targets) = (input.rows().len(), decoder.rows().len());
     ensure!(sources == targets, "`input_ids` has {sources} rows and `decoder_input_ids` {targets}; expected as many");
-    let lengths = source_lengths(&file, &input)?;
     let row = |((source, length), target): ((&[u32], usize), &[u32])| InputRow {
         tokens: [&source[..length], target].concat(),
         source: Some(length),
+        prompt: length + 1,
     };
     Ok(input.rows().zip(lengths).zip(decoder.rows()).map(row).collect())
 }
 
-/// How many tokens of each row of `input_ids` are read: those that `attention_mask` marks, all without one.
-fn source_lengths(file: &SafeTensors, input: &TokenIds) -> Result<Vec<usize>> {
+/// How many tokens of each row of `input_ids` are no padding: those that `attention_mask` marks, all without one.
+fn lengths(file: &SafeTensors, input: &TokenIds) -> Result<Vec<usize>> {
     if file.tensor("attention_mask").is_err() {
         return Ok(vec![input.columns; input.rows().len()]);
     }
@@ -188,4 +186,42 @@ fn token_ids(file: &SafeTensors, name: &str, vocabulary: usize) -> Result<TokenI
         })
     };
     Ok(TokenIds { values: wide.iter().enumerate().map(id).collect::<Result<_>>()?, columns })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use lorakit_model::BaseOptions;
+
+    /// The rows of a file with a mask, for a decoder.
+    fn rows(mask: [[i64; 4]; 2]) -> Result<Vec<InputRow>> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/peft/llama/base");
+        let base = Base::open(&folder, &BaseOptions::default())?;
+        let bytes =
+            |rows: [[i64; 4]; 2]| rows.as_flattened().iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<u8>>();
+        let (ids, mask) = (bytes([[3, 4, 5, 6], [7, 8, 0, 0]]), bytes(mask));
+        let views = [("input_ids", &ids), ("attention_mask", &mask)];
+        let views = views.map(|(name, bytes)| (name, TensorView::new(Dtype::I64, vec![2, 4], bytes).unwrap()));
+        let file = tempfile::NamedTempFile::new()?;
+        std::fs::write(file.path(), safetensors::serialize(views, None)?)?;
+        read(file.path(), &base)
+    }
+
+    #[test]
+    fn routers_of_a_decoder_see_no_padding() {
+        let rows = rows([[1, 1, 1, 1], [1, 1, 0, 0]]).unwrap();
+        assert_eq!(rows.iter().map(|row| (row.prompt, row.tokens.len())).collect::<Vec<_>>(), [(4, 4), (2, 4)]);
+    }
+
+    #[test]
+    fn padding_that_is_not_on_the_right_is_refused() {
+        for mask in [[0, 0, 1, 1], [1, 0, 1, 1], [0, 0, 0, 0]] {
+            let message = rows([[1, 1, 1, 1], mask]).err().unwrap().to_string();
+            assert!(
+                message.starts_with("row 1 of `attention_mask`") && message.contains("pad on the right"),
+                "{message}"
+            );
+        }
+    }
 }
