@@ -90,7 +90,8 @@ impl Sampler {
 }
 
 impl SamplingOptions {
-    /// The logits after penalty and temperature, those of tokens that are not candidates as negative infinity.
+    /// The logits after penalty and temperature, those of tokens that are not candidates as negative infinity. With a
+    /// temperature they are less the largest.
     fn scores(&self, logits: &[f32], seen: &[u32]) -> Result<Vec<f32>> {
         let mut scores = logits.to_vec();
         if self.repetition_penalty != 1.0 {
@@ -100,7 +101,9 @@ impl SamplingOptions {
         if self.temperature == 0.0 {
             return Ok(scores);
         }
-        scores.iter_mut().for_each(|score| *score = (f64::from(*score) / self.temperature) as f32);
+        // The largest becomes 0, so that no temperature makes it infinite.
+        let highest = f64::from(maximum(&scores));
+        scores.iter_mut().for_each(|score| *score = ((f64::from(*score) - highest) / self.temperature) as f32);
         if let Some(k) = self.top_k {
             keep_top_k(&mut scores, k.get());
         }
@@ -184,7 +187,9 @@ mod tests {
         ];
         for ((penalty, temperature, k, p, min_p), expected) in table {
             let scores = options(penalty, temperature, k, p, min_p).scores(&LOGITS, &SEEN).unwrap();
-            let close = |(a, b): (&f32, &f32)| a == b || (a - b).abs() < 1e-5;
+            // Those here are less the largest.
+            let highest = maximum(&expected) - maximum(&scores);
+            let close = |(a, b): (&f32, &f32)| *a == b - highest || (a - (b - highest)).abs() < 1e-5;
             assert!(scores.iter().zip(&expected).all(close), "{penalty} {temperature} {k} {p} {min_p}: {scores:?}");
         }
     }
@@ -209,6 +214,17 @@ mod tests {
         for (token, &logit) in LOGITS.iter().enumerate() {
             let share = first.iter().filter(|&&drawn| drawn as usize == token).count() as f64 / 4000.0;
             assert!((share - f64::from(logit).exp() / total).abs() < 0.03, "{token}: {share}");
+        }
+    }
+
+    #[test]
+    fn the_lowest_temperatures_draw_the_most_probable_token() {
+        for temperature in [1e-6, 1e-38, 5e-324] {
+            let sampler = Sampler::new(options(1.0, temperature, 2, 0.9, 0.0), Key::new(0, "test"));
+            for (logits, best) in [([200.0, 300.0, 1.0], 1), ([-2.0, -3.0, -1.0], 2)] {
+                let drawn = (0..20).map(|step| sampler.next(&logits, &[], step).unwrap());
+                assert!(drawn.into_iter().all(|token| token == best), "{temperature}");
+            }
         }
     }
 
