@@ -82,7 +82,7 @@ fn gemma_3_alternates_local_and_global_layers() {
     assert_eq!([local, global], [(1e4, RopeScaling::None), (1e6, RopeScaling::None)]);
     assert_eq!((base.scales.attention, base.scales.embedding), (Some(0.0625), 1152f64.sqrt()));
 
-    let base = read(&json!({
+    let mut config = json!({
         "architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "boi_token_index": 255999,
         "image_token_index": 262144, "mm_tokens_per_image": 256,
         "text_config": {
@@ -90,11 +90,21 @@ fn gemma_3_alternates_local_and_global_layers() {
             "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,
         },
         "vision_config": {"hidden_size": 1152, "model_type": "siglip_vision_model"},
-    }));
+    });
+    let base = read(&config);
     assert_eq!((shape(&base), base.vocabulary), ([2560, 34, 8, 4, 256], 262_208));
     assert_eq!(windows(&base, &[4, 5]), [Some(1024), None]);
     assert_eq!(rope(&base, 5), Some((1e6, RopeScaling::Linear { factor: 8.0 })));
     assert_eq!(rope(&base, 4), Some((1e4, RopeScaling::None)));
+    // transformers 5.23 keeps the default kind where the scaling's is under its older name.
+    config["text_config"]["rope_scaling"] = json!({"factor": 8.0, "type": "linear"});
+    let base = read(&config);
+    assert_eq!(rope(&base, 5), Some((1e6, RopeScaling::None)));
+    let message = base.warnings.iter().find(|warning| warning.contains("`rope_scaling`")).unwrap();
+    assert!(message.contains("\"linear\"") && message.contains("name it `rope_type`"), "{message}");
+    // With parameters that leave the kind open it is read.
+    config["text_config"]["rope_parameters"] = json!({"full_attention": {"rope_theta": 1e6}});
+    assert_eq!(rope(&read(&config), 5), Some((1e6, RopeScaling::Linear { factor: 8.0 })));
 }
 
 /// Phi-4-mini-instruct and Phi-3.5-mini-instruct, whose longrope has divisors of all or of some features.
@@ -164,6 +174,13 @@ fn smollm_3_has_layers_without_rope() {
     assert_eq!(base, by_interval);
     assert_eq!((shape(&base), base.tied), ([2048, 36, 16, 4, 128], true));
     assert_eq!((rope(&base, 2), rope(&base, 3)), (Some((5e6, RopeScaling::None)), None));
+    // What it says of further layers, as where layers were taken away, is not read.
+    let mut items = config["no_rope_layers"].as_array().unwrap().clone();
+    items.extend([json!(0), json!(1)]);
+    config["no_rope_layers"] = items.into();
+    assert_eq!(read(&config), base);
+    config["no_rope_layers"] = json!([1, 0]);
+    assert!(refusal(&config).contains("`no_rope_layers` has 2 items for 36 layers"));
 }
 
 /// OLMo-2-0425-1B and Olmo-3-7B-Instruct, whose scaling is of global layers alone.

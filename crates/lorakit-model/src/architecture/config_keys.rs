@@ -166,6 +166,14 @@ impl ConfigKeys {
         }
     }
 
+    /// The same of a list that may have more items, for layers that there are not.
+    pub(crate) fn of_first_layers(&self, key: &str, layers: usize) -> Result<Option<&[Value]>> {
+        match self.get(key).and_then(Value::as_array) {
+            Some(list) if list.len() > layers => Ok(Some(&list[..layers])),
+            _ => self.of_layers(key, layers),
+        }
+    }
+
     /// True or false.
     pub(crate) fn flag(&self, key: &str, default: bool) -> Result<bool> {
         let Some(value) = self.get(key) else { return Ok(default) };

@@ -19,17 +19,31 @@ pub(crate) fn local_layers(json: &ConfigKeys, layers: usize, default: impl Fn(us
 }
 
 /// The rotary embeddings of global and of local layers: those of `rope_parameters` by the kind of layer, with `thetas` where
-/// they do not say. `rope_scaling` is of global layers.
+/// they do not say. `rope_scaling` is of global layers, without the older name of its kind: see [`scaling_warning`].
 pub(crate) fn ropes(json: &ConfigKeys, thetas: [f64; 2], head_dim: usize) -> Result<[RopeConfig; 2]> {
     let parameters = json.nested_or_empty("rope_parameters")?;
     let of = |kind: &str, theta: f64| -> Result<ConfigKeys> {
         Ok(parameters.nested_or_empty(kind)?.with_defaults(json!({ "rope_theta": theta })))
     };
     let (global, local) = (of("full_attention", thetas[0])?, of("sliding_attention", thetas[1])?);
+    let global = if parameters.is_empty() { global.with_value("rope_type", "default") } else { global };
     let global = match json.nested("rope_scaling")? {
         Some(scaling) => global.updated_with(&scaling),
         None => global,
     };
     let rope = |parameters| RopeConfig::from_parameters(json, &parameters, RotaryFactor::Whole, head_dim);
     Ok([rope(global)?, rope(local)?])
+}
+
+/// What to say where `rope_scaling` has no effect: here transformers 5 reads its kind by the name `rope_type` alone, unless
+/// `rope_parameters` are there, too.
+pub(crate) fn scaling_warning(json: &ConfigKeys) -> Result<Option<String>> {
+    let scaling = json.nested_or_empty("rope_scaling")?;
+    let has_no_effect = scaling.get("rope_type").is_none() && json.nested_or_empty("rope_parameters")?.is_empty();
+    Ok(scaling.get("type").filter(|kind| has_no_effect && *kind != "default").map(|kind| {
+        json.text_of(&format!(
+            "key `rope_scaling` names its kind, {kind}, as `type`, which has no effect in such models, as in transformers 5; \
+             to scale, name it `rope_type`"
+        ))
+    }))
 }

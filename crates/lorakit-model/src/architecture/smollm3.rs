@@ -19,7 +19,7 @@ fn read(json: &ConfigKeys) -> Result<BaseConfig> {
     }));
     let config = llama::read(&json)?;
     let every = json.count("no_rope_layer_interval")?.unwrap_or(4);
-    let without_rope: Vec<bool> = match json.of_layers("no_rope_layers", config.layers)? {
+    let without_rope: Vec<bool> = match json.of_first_layers("no_rope_layers", config.layers)? {
         // Despite its name, 1 says that a layer has rope.
         Some(list) => list.iter().map(|rope| rope == &Value::from(0)).collect(),
         None => (0..config.layers).map(|layer| (layer + 1).is_multiple_of(every)).collect(),
