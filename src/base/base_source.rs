@@ -7,7 +7,7 @@ use crate::command_context::CommandContext;
 use crate::hub::repository::{Repository, RepositoryKind};
 use crate::hub::snapshot::snapshot;
 use anyhow::{Result, bail, ensure};
-use lorakit_adapter::BaseIdentity;
+use lorakit_format::python_json::non_finite_as_null;
 use lorakit_model::Base;
 use serde_json::Value;
 use std::fmt;
@@ -153,7 +153,8 @@ fn is_missing_repository(path: &Path) -> bool {
 /// The name on the Hub that a folder's config.json records.
 fn hub_name(folder: &Path) -> Option<String> {
     let text = lorakit_format::read_text(&folder.join("config.json")).ok()?;
-    let name = serde_json::from_str::<Value>(&text).ok()?["_name_or_path"].as_str()?.to_owned();
+    let config: Value = serde_json::from_slice(&non_finite_as_null(text.as_bytes())).ok()?;
+    let name = config["_name_or_path"].as_str()?.to_owned();
     let repository = Repository::parse(RepositoryKind::Model, &name);
     let is_name = repository.is_some_and(|(repository, _)| repository.name == name) && !Path::new(&name).exists();
     is_name.then_some(name)

@@ -4,6 +4,7 @@ use crate::base::pico;
 use crate::base::resolved_base::ResolvedBase;
 use anyhow::{Context as _, Result, ensure};
 use lorakit_format::atomic::write_file;
+use lorakit_format::python_json::{NON_FINITE, replace_non_finite};
 use lorakit_model::architecture::{QUANTIZATION_CONFIG, gguf_config_json};
 use lorakit_task::gguf_tokenizer_files;
 use serde_json::Value;
@@ -112,13 +113,12 @@ pub fn write_for_f32(resolved: &ResolvedBase, folder: &Path) -> Result<()> {
 
 /// Removes a key from config.json, if it has it.
 fn without_key(path: &Path, key: &str) -> Result<()> {
-    let text = lorakit_format::read_text(path)?;
-    if !text.contains(key) {
+    if !lorakit_format::read_text(path)?.contains(key) {
         return Ok(());
     }
-    let mut config: Value = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+    let mut config = read_config(path)?;
     match config.as_object_mut().and_then(|object| object.remove(key)) {
-        Some(_) => Ok(write_file(path, format!("{config:#}\n").as_bytes())?),
+        Some(_) => write_config(path, &config),
         None => Ok(()),
     }
 }
@@ -132,14 +132,27 @@ pub fn untie(path: &Path) -> Result<()> {
     if let Some(text) = config.get_mut("text_config").and_then(Value::as_object_mut) {
         text.insert(KEY.to_owned(), false.into());
     }
-    Ok(write_file(path, format!("{config:#}\n").as_bytes())?)
+    write_config(path, &config)
 }
 
+/// Before the name of a number that only Python's JSON has, while a config is changed: a text stands for it.
+const NOT_FINITE: &str = "number that is not finite: ";
+
+/// Reads a config to change it.
 fn read_config(path: &Path) -> Result<Value> {
     let text = lorakit_format::read_text(path)?;
-    let config: Value = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+    let json = replace_non_finite(text.as_bytes(), |number| format!("\"{NOT_FINITE}{number}\""));
+    let config: Value = serde_json::from_slice(&json).with_context(|| path.display().to_string())?;
     ensure!(config.is_object(), "{}: expected an object", path.display());
     Ok(config)
+}
+
+/// Writes a config that was read by [`read_config`].
+fn write_config(path: &Path, config: &Value) -> Result<()> {
+    let text = NON_FINITE
+        .iter()
+        .fold(format!("{config:#}\n"), |text, number| text.replace(&format!("\"{NOT_FINITE}{number}\""), number));
+    Ok(write_file(path, text.as_bytes())?)
 }
 
 /// Sets the data type in config.json to f32, if it has one.
@@ -154,7 +167,7 @@ fn set_dtype_f32(path: &Path) -> Result<()> {
             *dtype = "float32".into();
         }
     }
-    Ok(write_file(path, format!("{config:#}\n").as_bytes())?)
+    write_config(path, &config)
 }
 
 #[cfg(test)]
@@ -198,6 +211,18 @@ mod tests {
         std::fs::write(&path, "{\"a\":1}").unwrap();
         set_dtype_f32(&path).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "{\"a\":1}");
+    }
+
+    #[test]
+    fn numbers_that_only_python_reads_stay_in_a_config() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.json");
+        std::fs::write(&path, r#"{"a": [0.0, Infinity, -Infinity], "b": NaN, "c": "NaN", "dtype": "bfloat16"}"#)
+            .unwrap();
+        set_dtype_f32(&path).unwrap();
+        without_key(&path, "b").unwrap();
+        let text: String = std::fs::read_to_string(&path).unwrap().split_whitespace().collect();
+        assert_eq!(text, r#"{"a":[0.0,Infinity,-Infinity],"c":"NaN","dtype":"float32"}"#);
     }
 
     #[test]

@@ -67,6 +67,14 @@ fn a_head_in_the_file_that_differs_from_the_embedding_is_not_tied() {
     assert!(message.contains("model.safetensors") && message.contains("`lm_head.weight` differs"), "{message}");
 }
 
+#[test]
+fn numbers_that_only_python_reads_are_as_null() {
+    let plain = config("granite4").to_string();
+    let more = plain.replacen('{', r#"{"limits": [0.0, Infinity], "lower": -Infinity, "not_a_number": NaN, "#, 1);
+    let [plain, more] = [plain, more].map(|json| BaseConfig::parse(&json, "config.json").unwrap());
+    assert_eq!(plain, more);
+}
+
 fn rope_of(change: impl FnOnce(&mut Value)) -> BaseConfig {
     let mut config = config("llama");
     change(&mut config);

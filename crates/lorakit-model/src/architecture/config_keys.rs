@@ -1,6 +1,7 @@
 //! Reading the keys of a `config.json`; errors name the file and the key.
 
 use crate::error::{ModelError, Result};
+use lorakit_format::python_json::non_finite_as_null;
 use serde_json::Value;
 
 /// A JSON object of a `config.json`: the whole file, or an object within it.
@@ -11,13 +12,10 @@ pub(crate) struct ConfigKeys {
 }
 
 impl ConfigKeys {
-    /// Parses the text of `file`.
+    /// Parses the text of `file`. Infinity and NaN, which Python reads, are as null.
     pub(crate) fn parse(text: &str, file: &str) -> Result<Self> {
-        let object = serde_json::from_str(text).map_err(|source| ModelError::Json {
-            file: file.to_owned(),
-            expected: "not valid JSON",
-            source,
-        })?;
+        let object = serde_json::from_slice(&non_finite_as_null(text.as_bytes()))
+            .map_err(|source| ModelError::Json { file: file.to_owned(), expected: "not valid JSON", source })?;
         Ok(Self { object, file: file.to_owned() })
     }
 

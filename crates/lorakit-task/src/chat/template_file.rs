@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 use std::path::Path;
 
+use lorakit_format::python_json::non_finite_as_null;
 use serde_json::{Map, Value};
 
 use crate::chat::chat_template::ChatTemplate;
@@ -71,7 +72,8 @@ fn special_tokens(folder: &Path) -> Result<Map<String, Value>> {
 /// The JSON of a file; null if the file is absent.
 fn read_json(path: &Path) -> Result<Value> {
     let Some(text) = read_text(path)? else { return Ok(Value::Null) };
-    serde_json::from_str(&text).map_err(TaskError::from).at(|| path.display().to_string())
+    let value = serde_json::from_slice(&non_finite_as_null(text.as_bytes()));
+    value.map_err(TaskError::from).at(|| path.display().to_string())
 }
 
 /// The text of a file that may be absent.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::path::Path;
 
+use lorakit_format::python_json::non_finite_as_null;
 use serde_json::Value;
 use tokenizers::Tokenizer as HubTokenizer;
 
@@ -72,14 +73,14 @@ pub(crate) fn read(folder: &Path, tokenizer: &HubTokenizer) -> Result<SpecialTok
     Ok(SpecialTokens { bos, eos, stops })
 }
 
-/// A file that may be absent.
+/// The JSON of a file that may be absent, which Python may have written.
 pub(crate) fn read_json(path: &Path) -> Result<Option<Value>> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(TaskError::read(path.display())(error)),
     };
-    let value = serde_json::from_slice(&bytes);
+    let value = serde_json::from_slice(&non_finite_as_null(&bytes));
     value.map(Some).map_err(TaskError::from).at(|| path.display().to_string())
 }
 
@@ -151,6 +152,16 @@ pub(crate) mod tests {
         assert_eq!(stops(&[config, tokenizer, ("generation_config.json", "{}")]), [2, 5]);
         let model = open(&[config, generation]).unwrap();
         assert_eq!((model.eos(), model.stop_tokens()), (7, &[7, 9][..]));
+    }
+
+    #[test]
+    fn numbers_that_only_python_reads_are_as_if_absent() {
+        let files = [("config.json", r#"{"time_step_limit": [0.0, Infinity], "eos_token_id": 2}"#)];
+        let generation = ("generation_config.json", r#"{"eos_token_id": [2, 0], "temperature": NaN}"#);
+        let tokenizer = ("tokenizer_config.json", r#"{"model_max_length": Infinity, "chat_template": "{{ 'NaN' }}"}"#);
+        let tokenizer = open(&[files[0], generation, tokenizer]).unwrap();
+        assert_eq!((tokenizer.eos(), tokenizer.stop_tokens()), (2, &[0, 2][..]));
+        assert!(tokenizer.has_chat_template());
     }
 
     #[test]
