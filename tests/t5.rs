@@ -4,7 +4,7 @@
 mod binary;
 mod differences;
 
-use binary::{Ran, assert_contains, run, shared};
+use binary::{Ran, assert_contains, outer_adapter, run, shared};
 use candle_core::{DType, Device, Tensor, safetensors};
 use differences::largest_difference;
 use lorakit_adapter::{Adapter, AdapterMetadata, LowRank, Matrix};
@@ -409,6 +409,80 @@ fn adapters_of_the_shared_embedding_are_added_with_a_warning_and_those_of_one_st
         &["`decoder.embed_tokens`", "`encoder.embed_tokens`", "one embedding for both, `shared`"],
     );
     assert!(!refused.contains("another base"), "{refused}");
+}
+
+/// The copies of a T5's embedding that files may hold.
+const COPIES: [&str; 2] = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"];
+
+/// Writes a T5 like the fixture, but with the head of the first form: tied to the embedding, and its logits are scaled. Of
+/// the embedding there are copies, `change`d, in a file of their own with another tensor.
+fn write_tied_base(folder: &Path, change: &dyn Fn(&Tensor) -> Tensor) {
+    let config = fs::read(fixture().join("base/config.json")).unwrap();
+    let mut config: Value = serde_json::from_slice(&config).unwrap();
+    config.as_object_mut().unwrap().remove("tie_word_embeddings");
+    fs::create_dir(folder).unwrap();
+    fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    let mut tensors = safetensors::load(fixture().join("base/model.safetensors"), &Device::Cpu).unwrap();
+    tensors.remove("lm_head.weight").unwrap();
+    let norm = "decoder.final_layer_norm.weight";
+    let mut second = HashMap::from([(norm.to_owned(), tensors.remove(norm).unwrap())]);
+    second.extend(COPIES.map(|name| (name.to_owned(), change(&tensors["shared.weight"]))));
+    let mut places = serde_json::Map::new();
+    for (file, tensors) in [("model-1.safetensors", &tensors), ("model-2.safetensors", &second)] {
+        places.extend(tensors.keys().map(|name| (name.clone(), file.into())));
+        safetensors::save(tensors, folder.join(file)).unwrap();
+    }
+    let values: usize = tensors.values().chain(second.values()).map(Tensor::elem_count).sum();
+    let index = serde_json::json!({"metadata": {"total_size": 4 * values}, "weight_map": places});
+    fs::write(folder.join("model.safetensors.index.json"), index.to_string()).unwrap();
+}
+
+#[test]
+fn adapters_of_a_tied_head_or_embedding_are_merged_into_a_t5() {
+    let (work, input) = (Work::new(), fixture().join("expected.safetensors").display().to_string());
+    let base = work.path("base");
+    write_tied_base(Path::new(&base), &Tensor::clone);
+    let logits = |options: &[&str]| {
+        let out = work.path("logits.safetensors");
+        let fixed = ["logits", "--input", &input, "--out", &out];
+        run(fixed.into_iter().chain(options.iter().copied())).ok();
+        safetensors::load(&out, &Device::Cpu).unwrap().remove("logits").unwrap()
+    };
+    let index = |model: &str| -> Value {
+        let file = Path::new(model).join("model.safetensors.index.json");
+        serde_json::from_slice(&fs::read(file).unwrap()).unwrap()
+    };
+    let (of_base, size) = (logits(&["--base", &base]), |index: &Value| index["metadata"]["total_size"].as_u64());
+    for module in ["lm_head", "shared"] {
+        let [adapter, library, model] = ["", "-library", "-model"].map(|end| work.path(&format!("{module}{end}")));
+        outer_adapter(base.as_ref(), module).write(adapter.as_ref()).unwrap();
+        run(["library", "add", "--library", &library, "--base", &base, &adapter]).ok();
+        let merge = ["merge", "--library", &library, "--method", "cat", "--base", &base, "--into-base"];
+        run(merge.into_iter().chain(["--out", &model])).ok();
+        let [alone, slotted] = [logits(&["--base", &model]), logits(&["--base", &base, "--adapter", &adapter])];
+        let (apart, effect) = (largest_difference(&alone, &slotted), largest_difference(&of_base, &slotted));
+        assert!(apart < LOGITS && effect > 10.0 * LOGITS, "{module}: {apart}, {effect}");
+        run(["verify", "--base", &base, "--library", &library, "--merged", &model]).ok();
+        // The head is there, and of an edited embedding no copies are.
+        let (before, after) = (index(&base), index(&model));
+        let is_there = |name: &str| after["weight_map"].get(name).is_some();
+        assert!(is_there("lm_head.weight"), "{after}");
+        assert_eq!(COPIES.map(is_there), [module == "lm_head"; 2], "{after}");
+        let embedding = 4 * 112 * 32;
+        let expected = size(&before).map(|size| if module == "shared" { size - embedding } else { size + embedding });
+        assert_eq!(size(&after), expected, "{module}");
+        let second = safetensors::load(Path::new(&model).join("model-2.safetensors"), &Device::Cpu).unwrap();
+        assert_eq!(COPIES.map(|name| second.contains_key(name)), [module == "lm_head"; 2]);
+    }
+}
+
+#[test]
+fn a_t5_with_an_embedding_for_each_stack_is_refused() {
+    let work = Work::new();
+    let base = work.path("base");
+    write_tied_base(Path::new(&base), &|shared| (shared * 2.0).unwrap());
+    let message = run(["base", "info", &base]).failed(1);
+    assert_contains(&message, &["`encoder.embed_tokens.weight` differs from `shared.weight`", "one embedding"]);
 }
 
 #[test]

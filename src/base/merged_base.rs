@@ -35,9 +35,12 @@ pub fn tied_module(config: &BaseConfig, adapter: &Adapter) -> Option<&'static st
 }
 
 /// The weights that `adapter` is merged into, with their config. Where it changes one of an embedding and a head that are
-/// one weight, the head becomes a weight of its own.
+/// one weight, the head becomes a weight of its own. Of an embedding that it changes there are no further copies.
 fn target(resolved: &ResolvedBase, adapter: &Adapter) -> Result<(Checkpoint, BaseConfig)> {
-    let (checkpoint, mut config) = (resolved.checkpoint()?, resolved.config()?);
+    let (mut checkpoint, mut config) = (resolved.checkpoint()?, resolved.config()?);
+    if adapter.modules().contains_key(config.descriptor.embedding) {
+        checkpoint = checkpoint.without(config.descriptor.embedding_copies());
+    }
     if tied_module(&config, adapter).is_none() {
         return Ok((checkpoint, config));
     }
@@ -132,8 +135,8 @@ fn change(adapter: &Adapter) -> impl FnMut(&str, &mut [f32]) -> Result<(), Box<d
     }
 }
 
-/// Writes the index of sharded weights, with the tensors that the checkpoint has beyond it and without those that only
-/// describe a quantized weight: it is not written so. A `model.safetensors` takes precedence over an index beside it, as
+/// Writes the index of sharded weights, with the tensors that the checkpoint has beyond it and without those that it dropped
+/// or that only describe a quantized weight: it is not written so. A `model.safetensors` takes precedence over an index beside it, as
 /// when a base is opened.
 fn write_index(source: &Path, folder: &Path, checkpoint: &Checkpoint) -> Result<()> {
     let from = source.join(INDEX_FILE);
@@ -142,14 +145,17 @@ fn write_index(source: &Path, folder: &Path, checkpoint: &Checkpoint) -> Result<
     }
     let mut index: Value =
         serde_json::from_str(&read_text(&from)?).with_context(|| format!("{}: not JSON", from.display()))?;
+    let dropped = checkpoint.dropped();
     if let Some(places) = index["weight_map"].as_object_mut() {
-        places.retain(|name, _| !name.contains(".weight."));
+        places.retain(|name, _| !name.contains(".weight.") && dropped.iter().all(|(dropped, _)| dropped != name));
     }
+    let (mut more, less) = (0, dropped.iter().map(|(_, bytes)| *bytes as u64).sum::<u64>());
     for (name, file, bytes) in checkpoint.copies() {
         index["weight_map"][name] = file.file_name().map(|file| file.to_string_lossy()).into();
-        if let Some(size) = index["metadata"]["total_size"].as_u64() {
-            index["metadata"]["total_size"] = (size + bytes as u64).into();
-        }
+        more += bytes as u64;
+    }
+    if let Some(size) = index["metadata"]["total_size"].as_u64() {
+        index["metadata"]["total_size"] = (size + more).saturating_sub(less).into();
     }
     Ok(write_file(&folder.join(INDEX_FILE), format!("{index:#}\n").as_bytes())?)
 }

@@ -124,13 +124,16 @@ fn without_key(path: &Path, key: &str) -> Result<()> {
 }
 
 /// Says in a config.json that the head's weight is not the embedding's; in that of a multimodal model also of its text
-/// model.
+/// model. The logits of a T5 are scaled where nothing else is said and its head is tied: they stay so.
 pub fn untie(path: &Path) -> Result<()> {
     const KEY: &str = "tie_word_embeddings";
     let mut config = read_config(path)?;
     config[KEY] = false.into();
     if let Some(text) = config.get_mut("text_config").and_then(Value::as_object_mut) {
         text.insert(KEY.to_owned(), false.into());
+    }
+    if let Some(keys) = config.as_object_mut().filter(|keys| keys.get("model_type") == Some(&"t5".into())) {
+        keys.entry("scale_decoder_outputs").or_insert(true.into());
     }
     write_config(path, &config)
 }
@@ -234,6 +237,18 @@ mod tests {
             (
                 r#"{"tie_word_embeddings":true,"text_config":{}}"#,
                 serde_json::json!({"tie_word_embeddings": false, "text_config": {"tie_word_embeddings": false}}),
+            ),
+            (
+                r#"{"model_type":"t5"}"#,
+                serde_json::json!(
+                    {"model_type": "t5", "tie_word_embeddings": false, "scale_decoder_outputs": true}
+                ),
+            ),
+            (
+                r#"{"model_type":"t5","scale_decoder_outputs":false}"#,
+                serde_json::json!(
+                    {"model_type": "t5", "scale_decoder_outputs": false, "tie_word_embeddings": false}
+                ),
             ),
         ] {
             std::fs::write(&path, config).unwrap();

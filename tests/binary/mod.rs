@@ -105,7 +105,8 @@ pub const SHARED_ORACLES: [&str; 15] = [
 /// An adapter of rank 1 of the head or the embedding, by its module, of the base in a folder.
 pub fn outer_adapter(base: &Path, module: &str) -> Adapter {
     let config: Value = serde_json::from_slice(&std::fs::read(base.join("config.json")).unwrap()).unwrap();
-    let [hidden, vocabulary] = ["hidden_size", "vocab_size"].map(|key| config[key].as_u64().unwrap() as usize);
+    let hidden = if config["model_type"] == "t5" { "d_model" } else { "hidden_size" };
+    let [hidden, vocabulary] = [hidden, "vocab_size"].map(|key| config[key].as_u64().unwrap() as usize);
     let is_head = module == "lm_head";
     let (input, output) = if is_head { (hidden, vocabulary) } else { (vocabulary, hidden) };
     let [a, b] = [input, output].map(|count| (0..count).map(|i| ((i % 7) as f32 - 3.0) * 0.1).collect());

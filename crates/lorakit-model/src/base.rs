@@ -122,6 +122,7 @@ impl Base {
         let head_name = weight_of(descriptor.lm_head);
         let mut unused = descriptor.unused.to_vec();
         unused.extend(descriptor.encoder.map_or(&[][..], |encoder| encoder.unused));
+        unused.extend(descriptor.embedding_copies());
         unused.extend(config.tied.then_some(head_name.as_str()));
         let (unused_values, unused_bytes) = checkpoint.size_of(&unused);
         Ok(Self {
@@ -507,8 +508,15 @@ fn matmul_dtype(config: &BaseConfig, checkpoint: &Checkpoint, options: &BaseOpti
 fn checked_against(mut config: BaseConfig, checkpoint: &Checkpoint) -> Result<BaseConfig> {
     let descriptor = config.descriptor;
     let [embedding, head] = [descriptor.embedding, descriptor.lm_head].map(|module| format!("{module}.weight"));
-    let differ = || checkpoint.differ([embedding.as_str(), head.as_str()], &[config.vocabulary, config.hidden]);
-    if config.tied && differ()? {
+    let shape = [config.vocabulary, config.hidden];
+    let differs = |name: &str| checkpoint.differ([embedding.as_str(), name], &shape);
+    for copy in descriptor.embedding_copies() {
+        if differs(copy)? {
+            let reason = format!("differs from `{embedding}`; lorakit reads models with one embedding for both stacks");
+            return Err(ModelError::Tensor { place: checkpoint.place(), tensor: (*copy).to_owned(), reason });
+        }
+    }
+    if config.tied && differs(&head)? {
         config.tied = false;
         config.warnings.push(format!(
             "{}: config.json ties the LM head to the embedding, but `{head}` differs from `{embedding}`; both are used, as \

@@ -58,7 +58,9 @@ pub struct EncoderDescriptor {
     pub cross_attention: CrossAttentionDescriptor,
     /// The module within the first layer of either stack that holds the biases of all its layers by distance.
     pub distance_bias: &'static str,
-    /// Tensors that files may hold a second time, or for nothing.
+    /// Tensors that files may hold of the embedding, which both stacks share, a second time.
+    pub embedding_copies: &'static [&'static str],
+    /// Tensors that files may hold for nothing.
     pub unused: &'static [&'static str],
 }
 
@@ -180,6 +182,11 @@ impl Descriptor {
     /// The sites of a layer with their roles, in the order in which a layer with this block visits them.
     pub fn sites(&self) -> Vec<(SiteRole, SiteDescriptor)> {
         self.layer().sites()
+    }
+
+    /// Tensors that files may hold of the embedding a second time, other than the head's.
+    pub fn embedding_copies(&self) -> &'static [&'static str] {
+        self.encoder.map(|encoder| encoder.embedding_copies).unwrap_or_default()
     }
 
     /// A layer of the decoder.

@@ -131,11 +131,8 @@ const ENCODER: EncoderDescriptor = EncoderDescriptor {
         },
     },
     distance_bias: "layer.0.SelfAttention.relative_attention_bias",
-    unused: &[
-        "encoder.embed_tokens.weight",
-        "decoder.embed_tokens.weight",
-        "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",
-    ],
+    embedding_copies: &["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"],
+    unused: &["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"],
 };
 
 /// Reads the keys of T5Config, whose names for dimensions are its own.

@@ -65,6 +65,8 @@ pub struct Checkpoint {
     pub(crate) edited: BTreeMap<String, MmapMatrix>,
     /// Further tensors, by the names of those whose values they have.
     copies: BTreeMap<String, String>,
+    /// Tensors of the files that it does without, with their sizes there in bytes.
+    dropped: Vec<(String, usize)>,
 }
 
 impl Checkpoint {
@@ -101,6 +103,7 @@ impl Checkpoint {
             files: WeightFiles::Gguf(GgufWeights::new(shards)?),
             edited: BTreeMap::new(),
             copies: BTreeMap::new(),
+            dropped: Vec::new(),
         })
     }
 
@@ -128,7 +131,12 @@ impl Checkpoint {
             }
         }
         gather_four_bits(&files, &mut names)?;
-        Ok(Self { files: WeightFiles::Safetensors(files, names), edited: BTreeMap::new(), copies: BTreeMap::new() })
+        Ok(Self {
+            files: WeightFiles::Safetensors(files, names),
+            edited: BTreeMap::new(),
+            copies: BTreeMap::new(),
+            dropped: Vec::new(),
+        })
     }
 
     /// The same with a second tensor `copy` of the values of `source`, unless it has a tensor of that name: what edits of
@@ -138,6 +146,23 @@ impl Checkpoint {
             self.copies.insert(copy.to_owned(), source.to_owned());
         }
         self
+    }
+
+    /// The same without some tensors of its safetensors files, where it has them: copies of a weight that is edited.
+    pub fn without(mut self, names: &[&str]) -> Self {
+        for name in names {
+            let bytes = self.find(name).map(|stored| stored.bytes());
+            if let (Some(bytes), WeightFiles::Safetensors(_, places)) = (bytes, &mut self.files) {
+                places.remove(*name);
+                self.dropped.push(((*name).to_owned(), bytes));
+            }
+        }
+        self
+    }
+
+    /// The tensors that [`Checkpoint::without`] took away, with their sizes in the files in bytes.
+    pub fn dropped(&self) -> &[(String, usize)] {
+        &self.dropped
     }
 
     /// The tensors that [`Checkpoint::with_copy`] added, by name, with the file of their values and the number of bytes that

@@ -83,7 +83,8 @@ impl Checkpoint {
                     let own = tensors.len();
                     tensors.extend(self.copied().filter(|copy| copy.path() == file.path()));
                     let is_quantized = |weight: &StoredWeight| matches!(weight.format, WeightFormat::FourBit(..));
-                    let header: Cow<[u8]> = match tensors.len() > own || tensors.iter().any(is_quantized) {
+                    let are_others = tensors.len() > own || own < file.tensors().len();
+                    let header: Cow<[u8]> = match are_others || tensors.iter().any(is_quantized) {
                         true => plain_header(tensors.iter().copied())?.into(),
                         false => file.header().into(),
                     };
