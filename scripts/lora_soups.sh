@@ -92,7 +92,9 @@ case "$mode" in
         smoke_files
         real gsm_hard metamath code_alpaca
         real pubmed_questions pubmed_texts alpaca
-        real pubmed_decisions squad pubmed_texts
+        # Of the third, whose steps are the same, the files alone, so that the smoke mode stays short.
+        "$root/scripts/lora_soups_rows.py" "$source" "$out/rows" squad pubmed_decisions
+        "$lorakit" task ls "$(skill squad),pubmed_decisions" "${data[@]}"
         ;;
     small)
         [ $# -eq 1 ] || usage
