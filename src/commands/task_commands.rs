@@ -195,7 +195,7 @@ impl<'a> Shown<'a> {
         document["row"] = json!(self.row.number);
         document["fields"] = json!(self.row.fields);
         document["prompt"] = json!(self.row.prompt);
-        document["delimiter"] = json!(self.row.delimiter);
+        document["delimiter"] = json!(self.row.delimiter_before(self.row.target()));
         document["target"] = json!(self.row.target());
         match &self.row.answer {
             Answer::Text(accepted) => document["accepted"] = json!(accepted),

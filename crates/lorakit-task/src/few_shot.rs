@@ -35,7 +35,9 @@ impl Task {
             }
             let mut prompt = self.few_shot.description.clone();
             for example in &examples {
-                for part in [example.prompt.as_str(), &example.delimiter, example.target(), &self.few_shot.delimiter] {
+                let target = example.target();
+                let parts = [&example.prompt, example.delimiter_before(target), target, &self.few_shot.delimiter];
+                for part in parts {
                     prompt.push_str(part);
                 }
             }

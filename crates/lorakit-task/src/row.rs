@@ -16,9 +16,9 @@ pub struct Row {
     /// The text that the model reads. Of a conversation, which the chat template renders, the messages before the last
     /// reply, for display; of a text nothing.
     pub prompt: String,
-    /// The text between prompt and answer: one space, or nothing if the prompt is empty or ends in white space, unless
-    /// the task says otherwise.
-    pub delimiter: String,
+    /// The text between prompt and answer. None: one space, unless the prompt is empty or there is white space already; see
+    /// [`Row::delimiter_before`].
+    pub delimiter: Option<String>,
     /// The text that the model should write: of a conversation its last reply, of a text the whole.
     pub answer: Answer,
 }
@@ -57,7 +57,19 @@ impl Row {
     /// A row of prompt and answer. The prompt is also the user's turn where rows go through a chat template.
     pub fn plain(number: usize, fields: Map<String, Value>, prompt: &str, delimiter: &str, answer: Answer) -> Row {
         let kind = RowKind::Plain { instruction: String::new(), input: prompt.to_owned() };
-        Row { number, fields, kind, prompt: prompt.to_owned(), delimiter: delimiter.to_owned(), answer }
+        let delimiter = Some(delimiter.to_owned());
+        Row { number, fields, kind, prompt: prompt.to_owned(), delimiter, answer }
+    }
+
+    /// The text between the prompt and one of its answers: where the task gives none, one space, or nothing if the prompt is
+    /// empty or ends in white space, or the answer begins with it.
+    pub fn delimiter_before(&self, answer: &str) -> &str {
+        let spaced = |last: char| last.is_whitespace() || answer.starts_with(char::is_whitespace);
+        match &self.delimiter {
+            Some(given) => given,
+            None if self.prompt.chars().next_back().is_none_or(spaced) => "",
+            None => " ",
+        }
     }
 
     /// The answer that training uses: the first accepted one, or the right choice.

@@ -29,9 +29,7 @@ fn oracle() -> Oracle {
 }
 
 fn row(source: &str, answer: Answer) -> Row {
-    let spaced = source.ends_with(char::is_whitespace);
-    let delimiter = if spaced { "" } else { " " };
-    Row::plain(1, Map::new(), source, delimiter, answer)
+    Row { delimiter: None, ..Row::plain(1, Map::new(), source, "", answer) }
 }
 
 fn ids(value: &Value) -> Vec<i64> {

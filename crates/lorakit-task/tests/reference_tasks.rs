@@ -92,7 +92,7 @@ fn rows_match_their_task_files() {
     assert_eq!(row.accepted().len(), 2);
     let row = first("superni.toml:task875_emotion_classification", Split::Test);
     assert!(row.prompt.starts_with("Definition: ") && row.prompt.ends_with("\nOutput:"));
-    assert_eq!(row.delimiter, " ");
+    assert_eq!(row.delimiter_before(row.target()), " ");
 
     let gsm8k = load("gsm8k.toml", &data).remove(0);
     assert_eq!(gsm8k.count(Split::Test), 1319);

@@ -70,7 +70,7 @@ impl RowReader {
             other => other,
         })?;
         let own = format_of(&columns).delimiter().filter(|_| !self.has_templates()).map(str::to_owned);
-        let delimiter = self.delimiter.clone().or(own).unwrap_or_else(|| default_delimiter(&prompt));
+        let delimiter = self.delimiter.clone().or(own);
         Ok(Some(Row { number, fields: row.fields.clone(), kind, prompt, delimiter, answer }))
     }
 
@@ -180,14 +180,6 @@ fn compile_each(
     sources.iter().enumerate().map(compile).collect()
 }
 
-/// One space, unless the prompt is empty or ends in white space already.
-fn default_delimiter(prompt: &str) -> String {
-    match prompt.chars().next_back() {
-        Some(last) if !last.is_whitespace() => " ".into(),
-        _ => String::new(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -200,6 +192,10 @@ mod tests {
         Ok(RowReader::new(&config)?.read(1, row, instruction)?.unwrap())
     }
 
+    fn delimiter(row: &Row) -> &str {
+        row.delimiter_before(row.target())
+    }
+
     fn without_config(fields: Value) -> Row {
         row("", fields, None).unwrap()
     }
@@ -207,7 +203,7 @@ mod tests {
     #[test]
     fn rows_of_known_formats_need_no_templates() {
         let text = without_config(json!({"input": "hot", "output": ["cold", "cool"]}));
-        assert_eq!((text.prompt.as_str(), text.delimiter.as_str(), text.target()), ("hot\n", "", "cold"));
+        assert_eq!((text.prompt.as_str(), delimiter(&text), text.target()), ("hot\n", "", "cold"));
         assert_eq!(text.accepted(), ["cold", "cool"]);
         let choices = without_config(json!({"input": "?", "choices": ["yes", "no"], "answer": "no"}));
         assert_eq!((choices.choices().unwrap().1, choices.target(), choices.accepted().len()), (1, "no", 1));
@@ -224,14 +220,38 @@ mod tests {
             "choices": {"text": ["x", "y"], "label": ["A", "B"]}});
         let row = row(toml, arc, None).unwrap();
         assert_eq!(row.prompt, "Question: Why?\nAnswer:");
-        assert_eq!((row.delimiter.as_str(), row.target()), (" ", "y"));
+        assert_eq!((delimiter(&row), row.target()), (" ", "y"));
     }
 
     #[test]
     fn fixed_choices_are_texts() {
         let toml = "prompt = \"{{ q }}\\n\"\nchoices = [\"no\", \"yes\"]\nanswer = \"label\"";
         let row = row(toml, json!({"q": "?", "label": 1}), None).unwrap();
-        assert_eq!((row.delimiter.as_str(), row.target()), ("", "yes"));
+        assert_eq!((delimiter(&row), row.target()), ("", "yes"));
+    }
+
+    #[test]
+    fn white_space_of_either_side_is_the_delimiter() {
+        let before = |toml: &str, prompt: &str, target: &str| {
+            let toml = format!("prompt = \"{{{{ p }}}}\"\ntarget = \"t\"\n{toml}");
+            delimiter(&row(&toml, json!({"p": prompt, "t": target}), None).unwrap()).to_owned()
+        };
+        for (prompt, target, expected) in [
+            ("a:", "b", " "),
+            ("a:", " b", ""),
+            ("a:", "\n\tb", ""),
+            ("a:", "\u{3000}b", ""),
+            ("a: ", "b", ""),
+            ("a:\n", " b", ""),
+            ("", "b", ""),
+            ("a:", "", " "),
+        ] {
+            assert_eq!(before("", prompt, target), expected, "{prompt:?} {target:?}");
+            assert_eq!(before("target_delimiter = \" \"", prompt, target), " ", "{prompt:?} {target:?}");
+        }
+        let toml = "prompt = \"{{ p }}\"\nchoices = \"c\"\nanswer = \"0\"";
+        let choices = row(toml, json!({"p": "a:", "c": ["b", " b"]}), None).unwrap();
+        assert_eq!(["b", " b"].map(|choice| choices.delimiter_before(choice)), [" ", ""]);
     }
 
     #[test]

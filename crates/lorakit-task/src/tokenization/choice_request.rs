@@ -44,7 +44,7 @@ fn request(row: &Row, text: &str, tokenizer: &Tokenizer, max_length: usize) -> R
     let rendered = chat.map(|chat| encode_prompt(&chat, tokenizer, usize::MAX)).transpose()?;
     let (prompt, delimiter) = match &rendered {
         Some((prompt, _)) => (prompt, ""),
-        None => (&row.prompt, row.delimiter.as_str()),
+        None => (&row.prompt, row.delimiter_before(text)),
     };
     let kept = prompt.trim_end_matches(is_python_space);
     let moved = &prompt[kept.len()..];

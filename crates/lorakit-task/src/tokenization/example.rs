@@ -157,7 +157,10 @@ impl Example {
     fn encode_answer(row: &Row, answer: &str, tokenizer: &Tokenizer, max_length: usize) -> Result<Example> {
         let prompt = prompt_tokens(&row.prompt, tokenizer)?;
         let mut target = match tokenizer.layout() {
-            RowLayout::Stream => tokenizer.encode_after(&row.prompt, &prompt, &format!("{}{answer}", row.delimiter))?,
+            RowLayout::Stream => {
+                let delimiter = row.delimiter_before(answer);
+                tokenizer.encode_after(&row.prompt, &prompt, &format!("{delimiter}{answer}"))?
+            }
             RowLayout::SourceTarget { .. } => tokenizer.encode_without_special(answer)?,
         };
         // An answer may spell EOS itself.
