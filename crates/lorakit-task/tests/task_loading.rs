@@ -207,3 +207,25 @@ fn the_data_folder_replaces_its_placeholder() {
     let missing = message(Task::load(&spec, Some(Path::new("nowhere"))));
     assert!(missing.contains("nowhere/x.json"), "{missing}");
 }
+
+#[test]
+fn shards_stand_for_a_parquet_file_that_is_not_there() {
+    let toml = "test = \"{data}/{name}.parquet\"\nprompt = \"{{ input }}:\"\n[[task]]\nname = \"one\"\n[[task]]\nname = \"cut\"\n[[task]]\nname = \"none\"";
+    let folder = folder(&[
+        ("t.toml", toml),
+        ("one.parquet", ROW),
+        ("one-00000-of-00001.parquet", &twenty()),
+        ("other-00000-of-00001.parquet", &twenty()),
+        ("cut-00001-of-00002.parquet", &twenty()),
+        ("cut-00000-of-00002.parquet", ROW),
+    ]);
+    let load = |name: &str| Task::load(&format!("{}:{name}", at(&folder, "t.toml")), Some(folder.path()));
+    let count = |name: &str| load(name).unwrap()[0].count(Split::Test);
+    assert_eq!((count("one"), count("cut")), (1, 21));
+    let cut = load("cut").unwrap().remove(0);
+    assert_eq!(cut.rows(Split::Test, None).unwrap()[0].prompt, "a:");
+    let none = message(load("none"));
+    assert!(none.contains("none.parquet: there is no such file") && none.contains("none-*-of-*.parquet"), "{none}");
+    fs::remove_file(folder.path().join("cut-00000-of-00002.parquet")).unwrap();
+    assert!(message(load("cut")).contains("cut has no shard 00000 of 00002"), "{}", message(load("cut")));
+}

@@ -149,6 +149,38 @@ fn named_after_splits(folder: &Path) -> Result<Option<Vec<SplitFile>>> {
     Ok(Some(files))
 }
 
+/// The ending of the files that the Hub cuts into shards.
+const SHARDED: &str = ".parquet";
+
+/// The shards that stand for `NAME.parquet` where there is no such file: `NAME-00000-of-00002.parquet`, as on the Hub. Empty
+/// for a file of another ending.
+///
+/// # Errors
+/// If there are neither the file nor shards, or a shard is missing.
+pub(crate) fn shards_of(file: &Path) -> Result<Vec<PathBuf>> {
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    let Some(name) = name.strip_suffix(SHARDED).filter(|_| !file.exists()) else { return Ok(Vec::new()) };
+    let folder = file.parent().filter(|folder| folder.is_dir());
+    let (mut files, mut shards) = (Vec::new(), Vec::new());
+    for entry in folder.map(entries).transpose()?.unwrap_or_default() {
+        let found = entry.file_name().to_string_lossy().into_owned();
+        let Some((split, (number, count))) = found.strip_suffix(SHARDED).and_then(shard) else { continue };
+        if split == name {
+            files.push(entry.path());
+            shards.push((name, number, count));
+        }
+    }
+    if files.is_empty() {
+        return Err(TaskError::Data(format!(
+            "{}: there is no such file, nor are there shards of it, {name}-*-of-*{SHARDED} as on the Hub; download the data, or \
+             change the path in the task TOML",
+            file.display()
+        )));
+    }
+    ensure_complete(&shards, folder.unwrap_or(file))?;
+    Ok(files)
+}
+
 /// The entries of a folder, by name.
 fn entries(folder: &Path) -> Result<Vec<fs::DirEntry>> {
     let entries = fs::read_dir(folder).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
@@ -184,7 +216,10 @@ fn split_and_shard(stem: &str) -> Option<(Split, Option<(usize, usize)>)> {
 }
 
 /// Refuses a folder that lacks one of the shards that the others' names promise.
-fn ensure_complete(shards: &[(Split, usize, usize)], folder: &Path) -> Result<()> {
+fn ensure_complete<S>(shards: &[(S, usize, usize)], folder: &Path) -> Result<()>
+where
+    S: Copy + PartialEq + std::fmt::Display,
+{
     for &(split, _, count) in shards {
         let missing = (0..count).find(|number| !shards.contains(&(split, *number, count)));
         if let Some(number) = missing {

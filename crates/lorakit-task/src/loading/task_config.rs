@@ -203,7 +203,7 @@ impl TaskConfig {
     }
 
     /// The paths of the data files, each with the split it is for; None: split by hash. A folder that is one task stands for
-    /// its files.
+    /// its files, and `NAME.parquet` for its shards where there is no such file.
     pub fn files(&self, name: &str, path: &Path, data: Option<&Path>) -> Result<Vec<SplitFile>> {
         let own = if path.file_name().is_none() { path } else { path.parent().unwrap_or(Path::new("")) };
         let folders = Folders { own, data };
@@ -217,7 +217,9 @@ impl TaskConfig {
         for (split, file) in keys.into_iter().filter_map(|(split, file)| Some((split, file.as_deref()?))) {
             let path = folders.resolve(file, name)?;
             let inside = if path.is_dir() { dataset_folder::files(&path)? } else { None };
+            let shards = dataset_folder::shards_of(&path)?;
             match inside {
+                None if !shards.is_empty() => files.extend(shards.into_iter().map(|file| (split, file))),
                 None => files.push((split, path)),
                 Some(inside) => files.extend(of_key(split, inside, &path)?),
             }
