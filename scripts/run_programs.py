@@ -2,9 +2,13 @@
 """Runs the programs that a model wrote, in a sandbox, and prints the fraction that is right (pass@1).
 
 KIND     humaneval  rows of HumanEval: the prompt with its completion, and the row's tests
-         mbpp       rows of MBPP: the generated text, and the row's tests
+         mbpp       rows of MBPP: the same, with the tests' imports
          gsm_hard   the text defines `solution()`, whose value must equal the row's target within 0.001, as in PAL
 SAMPLES  a samples_ROUTER_TASK.jsonl of `lorakit eval --log-samples`, over a task of configs/tasks/programs.toml
+RESULTS  the --out of that eval: `pass@1` of every router on the task KIND_programs is added to its results.json, for
+         `lorakit compare`; not while an eval writes there
+
+A completion is indented as in the code of "Towards Modular LLMs" (arXiv 2405.11157): an odd number of spaces gets one more.
 
 Every program runs as a process of its own in new namespaces (user, mounts, processes, network): it sees the system's
 libraries, read-only, and an empty /tmp of 16 MB, but no other file, no network and no other process, has no privileges, and
@@ -12,6 +16,8 @@ gets 10 s, 16 processes of 1 GB each, and 16 MB to print. If root starts this sc
 does not allow such namespaces, nothing is run, and the exit code is 1.
 
 Usage: scripts/run_programs.py KIND SAMPLES [--out FILE.json]
+       scripts/run_programs.py KIND --results RESULTS
+       scripts/run_programs.py --probe          exit code 0 if programs can be run here
        scripts/run_programs.py --check          what programs must not be able to do
 """
 
@@ -19,6 +25,7 @@ import argparse
 import json
 import math
 import os
+import re
 import secrets
 import subprocess
 import sys
@@ -122,16 +129,51 @@ def fenced(text):
     return rest.partition("\n")[2].partition("```")[0] if fence else text
 
 
+def completed(sample):
+    """The prompt with its completion, whose indents are even."""
+    even = re.sub("^ +", lambda indent: indent[0] + " " * (len(indent[0]) % 2), sample["generated"]["text"], flags=re.M)
+    return sample["prompt"] + even
+
+
 def is_right(kind, sample):
     """Whether the program of a sample is right."""
-    fields, text = sample["fields"], sample["generated"]["text"]
+    fields = sample["fields"]
     if kind == "humaneval":
-        return passes(f"{sample['prompt']}{text}\n{fields['test']}\ncheck({fields['entry_point']})")
+        return passes(f"{completed(sample)}\n{fields['test']}\ncheck({fields['entry_point']})")
     if kind == "mbpp":
         # The sanitized rows have imports of their tests, the others a text.
         tests = [*fields.get("test_imports", []), fields.get("test_setup_code", ""), *fields["test_list"]]
-        return passes("\n".join([fenced(text), *tests]))
-    return passes(f"{fenced(text)}\nprint(float(solution()))", float(fields["target"]))
+        return passes("\n".join([completed(sample), *tests]))
+    return passes(f"{fenced(sample['generated']['text'])}\nprint(float(solution()))", float(fields["target"]))
+
+
+def score(kind, samples):
+    """The number of programs of a file, and the share that is right."""
+    right = [is_right(kind, json.loads(line)) for line in samples.read_text().splitlines()]
+    n, value = len(right), sum(right) / max(len(right), 1)
+    return n, {"value": value, "stderr": math.sqrt(value * (1 - value) / (n - 1)) if n > 1 else None}
+
+
+def add_to_results(kind, folder):
+    """Adds pass@1 to the results of every router on the task."""
+    task, file = f"{kind}_programs", folder / "results.json"
+    document = json.loads(file.read_text())
+    routers = {router: tasks[task] for router, tasks in document["results"].items() if task in tasks}
+    if not routers:
+        sys.exit(f"{file}: no router was scored on {task}; evaluate configs/tasks/programs.toml:{task} with --log-samples")
+    for router, result in routers.items():
+        # As lorakit names the files.
+        name = re.sub(r'[\s\x00-\x1f\x7f-\x9f"<>:/|\\?*\[\]]', "_", f"{router}_{task}")
+        samples = folder / f"samples_{name}.jsonl"
+        if not samples.is_file():
+            sys.exit(f"{samples}: no such file; evaluate {router} on {task} again, with --log-samples")
+        n, result["metrics"]["pass@1"] = score(kind, samples)
+        if n != result["n"]:
+            sys.exit(f"{samples}: {n} samples; expected {result['n']}, as in {file}; evaluate {router} on {task} again")
+        print(f"{router}: {result['metrics']['pass@1']['value']:.4f} of {n}")
+    new = file.with_suffix(".new")
+    new.write_text(json.dumps(document, indent=2) + "\n")
+    new.replace(file)
 
 
 def check():
@@ -168,8 +210,22 @@ def check():
     assert is_right("gsm_hard", {"fields": {"target": 42}, "generated": {"text": text}})
     assert not is_right("gsm_hard", {"fields": {"target": 43}, "generated": {"text": text}})
     fields = {"test_imports": ["import math"], "test_list": ["assert double(math.pi) == math.tau"]}
-    assert is_right("mbpp", {"fields": fields, "generated": {"text": "def double(x):\n    return 2 * x"}})
+    row = {"prompt": "def double(x):\n", "fields": fields, "generated": {"text": "   y = 2 * x\n    return y"}}
+    assert is_right("mbpp", row)
+    check_results(row)
     print("programs run, and are kept in")
+
+
+def check_results(row):
+    """Scores a folder as an evaluation writes it, of one right program."""
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        results = {"a:b=c": {"mbpp_programs": {"n": 1, "metrics": {}}, "other": {"n": 1, "metrics": {}}}, "base": {}}
+        (folder / "results.json").write_text(json.dumps({"results": results, "config": {"seed": 0}}))
+        (folder / "samples_a_b=c_mbpp_programs.jsonl").write_text(json.dumps(row) + "\n")
+        add_to_results("mbpp", folder)
+        results["a:b=c"]["mbpp_programs"]["metrics"]["pass@1"] = {"value": 1.0, "stderr": None}
+        assert json.loads((folder / "results.json").read_text()) == {"results": results, "config": {"seed": 0}}
 
 
 def main():
@@ -177,12 +233,12 @@ def main():
     parser.add_argument("kind", nargs="?", choices=["humaneval", "mbpp", "gsm_hard"])
     parser.add_argument("samples", nargs="?", type=Path)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--results", type=Path)
+    parser.add_argument("--probe", action="store_true")
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
-    if not arguments.check and arguments.samples is None:
-        parser.error("KIND and SAMPLES are needed")
-    if not arguments.check and not arguments.samples.is_file():
-        parser.error(f"{arguments.samples}: no such file; expected the samples that `lorakit eval --log-samples` writes")
+    if not (arguments.check or arguments.probe):
+        ensure_input(parser, arguments)
     try:
         ensure_sandbox()
     except NoSandbox as error:
@@ -190,14 +246,26 @@ def main():
         return print(f"skipped: {message}") if arguments.check else sys.exit(message)
     if arguments.check:
         return check()
-    samples = [json.loads(line) for line in arguments.samples.read_text().splitlines()]
-    right = [is_right(arguments.kind, sample) for sample in samples]
-    n, value = len(right), sum(right) / max(len(right), 1)
-    error = math.sqrt(value * (1 - value) / (n - 1)) if n > 1 else None
-    document = json.dumps({"n": n, "pass@1": {"value": value, "stderr": error}})
+    if arguments.probe:
+        return None
+    if arguments.results:
+        return add_to_results(arguments.kind, arguments.results)
+    n, passed = score(arguments.kind, arguments.samples)
+    document = json.dumps({"n": n, "pass@1": passed})
     if arguments.out:
         arguments.out.write_text(document + "\n")
     print(document)
+    return None
+
+
+def ensure_input(parser, arguments):
+    """Refuses arguments without a kind, or without exactly one thing to score."""
+    if arguments.kind is None or (arguments.samples is None) == (arguments.results is None):
+        parser.error("KIND is needed, and either SAMPLES or --results RESULTS")
+    if arguments.results and not (arguments.results / "results.json").is_file():
+        parser.error(f"{arguments.results}: no results.json in it; expected the --out of `lorakit eval --log-samples`")
+    if arguments.samples and not arguments.samples.is_file():
+        parser.error(f"{arguments.samples}: no such file; expected the samples that `lorakit eval --log-samples` writes")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 # figure 4, MBC by the number of clusters. Arguments as of zero_shot.sh, whose libraries are used again in the same OUT.
 #
 # The paper's Embeddings cluster rows by a sentence encoder; here tasks are clustered by the base's own embeddings of their
-# rows, since lorakit needs no other model.
+# rows, since lorakit needs no other model. The paper trains experts of Embeddings, and of RandExamples, for 1 epoch; here all
+# train as long as MBC's. HumanEval and MBPP are as in zero_shot.sh.
 #
 # Usage: [SEEDS="0 1 2"] [CLUSTERS="5 10 25"] scripts/modular_llms/clusterings.sh BASE FLAN DATA OUT [OPTIONS...]
 #        scripts/modular_llms/clusterings.sh --smoke OUT
@@ -13,9 +14,14 @@ paper_arguments "$@"
 sizes="${CLUSTERS:-5 10 25}"
 if [ "$mode" = smoke ]; then
     small_benchmarks
-    sizes=2
+    sizes="1 2"
 fi
-cost $((5 * k)) $((5 * 5 * $(cat "${trained_files[@]}" | wc -l))) 400000 "${tasks[@]}"
+# Epochs: 2 of the private experts that are clustered, 3 of each MBC library, 5 of each other one.
+experts=$((2 * ${#trained_files[@]} + 4 * k + 1)) trained=$((2 + 3 + 5 * epochs))
+for size in $sizes; do
+    [ "$size" = "$k" ] || experts=$((experts + size)) trained=$((trained + 3))
+done
+cost "$experts" $((trained * $(cat "${trained_files[@]}" | wc -l))) 400000 "${trained_files[@]}"
 
 for seed in "${seeds[@]}"; do
     libraries "$seed" mbc random_tasks embeddings random_examples shared private
@@ -24,6 +30,7 @@ for seed in "${seeds[@]}"; do
     done
     zero_shot "$seed" shared.mean shared expert:joint
     for size in $sizes; do
+        [ "$size" != "$k" ] || continue # MBC's own library
         libraries "$seed" "mbc$size"
         zero_shot "$seed" "mbc$size.mean" "mbc$size" uniform:mixing=separate
     done
