@@ -188,7 +188,7 @@ fn rows_without_a_source_are_refused() {
 #[test]
 fn next_logits_of_a_source_alone_are_refused() {
     let (base, none) = (Base::open(&fixture("t5/base"), &BaseOptions::default()).unwrap(), Patches::none());
-    let mut decoder = CachedDecoder::new(&base, &none, 20).unwrap();
+    let mut decoder = CachedDecoder::new(&base, &none, 30).unwrap();
     // Whether the source's length is said or guessed: 7 is not what the decoder starts with.
     for source in [None, Some(3)] {
         let row = decoder.open(10, Sequence { source, ..Sequence::default() }).unwrap();
