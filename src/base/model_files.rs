@@ -4,7 +4,7 @@ use crate::base::pico;
 use crate::base::resolved_base::ResolvedBase;
 use anyhow::{Context as _, Result, ensure};
 use lorakit_format::atomic::write_file;
-use lorakit_format::python_json::{NON_FINITE, replace_non_finite};
+use lorakit_format::non_finite_json::{NON_FINITE, replace_non_finite};
 use lorakit_model::architecture::{QUANTIZATION_CONFIG, gguf_config_json};
 use lorakit_task::gguf_tokenizer_files;
 use serde_json::Value;

@@ -4,8 +4,8 @@
 //! - [`mmap::MappedFile`] maps a file of weights into memory, and [`safetensors::SafetensorsFile`] reads the header of one;
 //! - [`gguf`] reads and writes the files of llama.cpp, [`event_file`] those of TensorBoard;
 //! - [`FolderLock`] is the exclusive right to change a folder, among processes and machines;
-//! - [`read_text`] reads a text file of bounded size, and [`python_json`] finds the numbers that Python's JSON has beyond
-//!   JSON's;
+//! - [`read_text`] reads a text file of bounded size, and [`non_finite_json`] finds the numbers that Python's JSON has
+//!   beyond JSON's;
 //! - [`hash`] computes SHA-256 hashes, and [`hash_sketch`] tells whether two sets share elements;
 //! - [`rng::CounterRng`] is a random stream that depends on its key alone.
 //!
@@ -43,7 +43,7 @@ mod lfs_pointer;
 mod limited_read;
 pub mod mmap;
 mod mount_options;
-pub mod python_json;
+pub mod non_finite_json;
 pub mod rng;
 pub mod safetensors;
 

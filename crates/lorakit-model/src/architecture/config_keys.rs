@@ -1,7 +1,7 @@
 //! Reading the keys of a `config.json`; errors name the file and the key.
 
 use crate::error::{ModelError, Result};
-use lorakit_format::python_json::non_finite_as_null;
+use lorakit_format::non_finite_json::non_finite_as_null;
 use serde_json::Value;
 
 /// A JSON object of a `config.json`: the whole file, or an object within it.

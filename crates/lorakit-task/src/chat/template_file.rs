@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::path::Path;
 
-use lorakit_format::python_json::non_finite_as_null;
+use lorakit_format::non_finite_json::non_finite_as_null;
 use serde_json::{Map, Value};
 
 use crate::chat::chat_template::ChatTemplate;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::path::Path;
 
-use lorakit_format::python_json::non_finite_as_null;
+use lorakit_format::non_finite_json::non_finite_as_null;
 use serde_json::Value;
 use tokenizers::Tokenizer as HubTokenizer;
 
