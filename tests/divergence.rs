@@ -5,6 +5,8 @@ mod binary;
 
 use binary::run;
 use serde_json::Value;
+use std::fs;
+use std::path::Path;
 
 #[test]
 fn diverged_experts_are_stopped_and_reported() {
@@ -28,10 +30,21 @@ fn diverged_experts_are_stopped_and_reported() {
     for part in ["failed", "step", "jumped", "training rows", "the worst", "max_loss_jump"] {
         assert!(error.contains(part), "`{part}` is not in: {error}");
     }
+    let steps = |name: &str| -> Vec<Value> {
+        let log = document["run"].as_str().unwrap();
+        let log = fs::read_to_string(Path::new(log).join("log.jsonl")).unwrap();
+        let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["train"][name].clone());
+        lines.filter(|step| !step.is_null()).collect()
+    };
     for expert in failed {
         let name = expert["expert"].as_str().unwrap();
         assert!(error.contains(&format!("`{name}`: at step")), "`{name}` is not in: {error}");
         assert!(!folder.path().join("library/experts").join(name).exists(), "failed experts are not kept");
+        // The step that diverged has its own norm, and changed nothing.
+        let steps = steps(name);
+        let [.., before, last] = &steps[..] else { panic!("two steps of `{name}`") };
+        assert!(before["learning_rate"].is_number() && last["learning_rate"].is_null(), "{last}");
+        assert_ne!(before["grad_norm"], last["grad_norm"], "{last}");
     }
     let again = train(&[]);
     assert!(again.code == 1 && again.stderr.contains("--restart"), "{}", again.stderr);

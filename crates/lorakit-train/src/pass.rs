@@ -58,6 +58,10 @@ pub struct StepOutput {
     pub step: usize,
     /// Each expert's training loss; None for experts that had ended before.
     pub losses: Vec<Option<f32>>,
+    /// Each expert's gradient norm before clipping, which may not be finite.
+    pub norms: Vec<f64>,
+    /// The learning rate of each expert's update; None for experts that were not updated.
+    pub learning_rates: Vec<Option<f64>>,
     /// The experts that were validated, with their losses.
     pub validated: Vec<(usize, f32)>,
     /// The experts that ended with this step, by reaching their end or by failure.
@@ -82,6 +86,12 @@ struct BatchOutput {
     row_losses: Vec<f64>,
     /// Tokens read.
     tokens: usize,
+}
+
+/// The updates of a step, by expert, as [`StepOutput`] has them.
+struct StepUpdates {
+    norms: Vec<f64>,
+    learning_rates: Vec<Option<f64>>,
 }
 
 /// The losses of a step: each row's share in its expert's loss, and each expert's sum.
@@ -226,7 +236,7 @@ impl<'a> Pass<'a> {
         let mut experts = vec![0.0f64; self.jobs.len()];
         rows.iter().zip(&row_losses).for_each(|(row, loss)| experts[row.expert] += loss);
         let losses = StepLosses { rows: row_losses, experts };
-        self.update(&active, &gradients, &rows, &losses)?;
+        let StepUpdates { norms, learning_rates } = self.update(&active, &gradients, &rows, &losses)?;
         for row in &rows {
             self.progress[row.expert].tokens += row.row.loss_tokens() as u64;
         }
@@ -235,7 +245,7 @@ impl<'a> Pass<'a> {
         self.check_final_losses(&active);
         let ended = active.iter().copied().filter(|&e| !self.is_active(e)).collect();
         let losses = (0..self.jobs.len()).map(|e| active.contains(&e).then(|| losses.experts[e] as f32)).collect();
-        Ok(StepOutput { step: self.step, losses, validated, ended, tokens })
+        Ok(StepOutput { step: self.step, losses, norms, learning_rates, validated, ended, tokens })
     }
 
     /// The rows of this step, expert by expert.
@@ -318,17 +328,19 @@ impl<'a> Pass<'a> {
         gradients: &Gradients,
         rows: &[BatchRow],
         losses: &StepLosses,
-    ) -> Result<()> {
+    ) -> Result<StepUpdates> {
         let collected = self.optimizer.collect(gradients)?;
         let mut updates = vec![None; self.jobs.len()];
         for &expert in active {
             updates[expert] = self.expert_update(expert, &collected, rows, losses);
         }
-        self.optimizer.step(&collected, &updates)
+        self.optimizer.step(&collected, &updates)?;
+        let learning_rates = updates.iter().map(|update| update.as_ref().map(|update| update.lr)).collect();
+        Ok(StepUpdates { norms: collected.norms, learning_rates })
     }
 
     /// The learning rate of an expert's update in a step, counted from 1.
-    pub(crate) fn learning_rate(&self, expert: usize, step: usize) -> f64 {
+    fn learning_rate(&self, expert: usize, step: usize) -> f64 {
         let config = self.context.config;
         let schedule = config.schedule(self.jobs[expert].steps(config));
         config.learning_rate * schedule.factor(step - 1)

@@ -78,7 +78,7 @@ pub struct TrainConfig {
     #[serde(alias = "num_train_epochs")]
     #[serde(deserialize_with = "count")]
     pub num_epochs: usize,
-    /// Fraction of the steps in which the learning rate warms up.
+    /// Fraction of the steps in which the learning rate warms up, at most all but the last. transformers' default is none.
     pub warmup_ratio: f64,
     /// Steps in which it warms up; replaces the fraction.
     #[serde(deserialize_with = "optional_count")]

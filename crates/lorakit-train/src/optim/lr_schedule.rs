@@ -25,9 +25,17 @@ pub struct LrSchedule {
 }
 
 impl LrSchedule {
-    /// A warm-up over `ceil(warmup_ratio * steps)` steps, then `kind`.
+    /// A warm-up over `ceil(warmup_ratio * steps)` steps, then `kind`. At least the last step is not part of the warm-up,
+    /// whose first step has rate zero: a single step would change nothing. (transformers has no warm-up by default.)
     pub fn new(kind: LrSchedulerType, warmup_ratio: f64, steps: usize) -> Self {
-        Self { kind, warmup: (warmup_ratio * steps as f64).ceil() as usize, steps }
+        let asked = asked_warmup(warmup_ratio, steps);
+        Self { kind, warmup: Self::shortened_warmup(warmup_ratio, steps).unwrap_or(asked), steps }
+    }
+
+    /// The steps of warm-up where the ratio alone would make all steps warm-up.
+    pub fn shortened_warmup(warmup_ratio: f64, steps: usize) -> Option<usize> {
+        let most = steps.saturating_sub(1);
+        (asked_warmup(warmup_ratio, steps) > most).then_some(most)
     }
 
     /// The same after a warm-up over `warmup` steps. If there are no more steps than these, the peak is never reached.
@@ -58,9 +66,28 @@ impl LrSchedule {
     }
 }
 
+/// The steps of warm-up that the ratio asks for.
+fn asked_warmup(warmup_ratio: f64, steps: usize) -> usize {
+    (warmup_ratio * steps as f64).ceil() as usize
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_step_is_no_warm_up() {
+        let factors = |ratio, steps| {
+            let schedule = LrSchedule::new(LrSchedulerType::Linear, ratio, steps);
+            (0..steps).map(|step| schedule.factor(step)).collect::<Vec<_>>()
+        };
+        assert_eq!(factors(0.06, 1), [1.0]);
+        assert_eq!(factors(0.06, 2), [0.0, 1.0]);
+        assert_eq!(factors(1.0, 3), [0.0, 0.5, 1.0]);
+        let shortened = [(0.06, 1), (1.0, 3), (0.06, 2), (0.0, 1), (0.5, 0)];
+        let shortened = shortened.map(|(ratio, steps)| LrSchedule::shortened_warmup(ratio, steps));
+        assert_eq!(shortened, [Some(0), Some(2), None, None, None]);
+    }
 
     #[test]
     fn schedules_warm_up_and_decay_as_in_transformers() {

@@ -34,9 +34,10 @@ struct LogLine {
 #[derive(Serialize)]
 struct StepRecord {
     loss: f64,
+    /// None where it is not finite.
     grad_norm: Option<f64>,
-    /// The learning rate of the update.
-    learning_rate: f64,
+    /// The learning rate of the update; None for an expert that diverged, and was not updated.
+    learning_rate: Option<f64>,
 }
 
 impl RunLog {
@@ -70,8 +71,9 @@ impl RunLog {
         let (mut train, mut validation) = (Map::new(), Map::new());
         for (expert, job) in pass.jobs().iter().enumerate() {
             let Some(loss) = step.losses[expert] else { continue };
-            let grad_norm = pass.progress()[expert].norms.last().map(|&norm| f64::from(norm));
-            let learning_rate = pass.learning_rate(expert, step.step);
+            // In f32, as the expert's record has it.
+            let grad_norm = Some(step.norms[expert] as f32).filter(|norm| norm.is_finite()).map(f64::from);
+            let learning_rate = step.learning_rates[expert];
             let record = StepRecord { loss: f64::from(loss), grad_norm, learning_rate };
             train.insert(job.name.clone(), serde_json::to_value(record)?);
         }
@@ -114,12 +116,13 @@ mod tests {
     #[test]
     fn the_text_of_a_line_is_fixed() {
         let record = |loss: f32, norm: Option<f32>| {
-            let record = StepRecord { loss: f64::from(loss), grad_norm: norm.map(f64::from), learning_rate: 1e-4 };
+            let record =
+                StepRecord { loss: f64::from(loss), grad_norm: norm.map(f64::from), learning_rate: norm.map(|_| 1e-4) };
             serde_json::to_value(record).unwrap()
         };
         let train = Map::from_iter([("b".to_owned(), record(0.1, Some(2.5))), ("a".to_owned(), record(3.0, None))]);
         let mut line = LogLine { pass: 0, step: 3, tokens: 70, train, validation: Map::new() };
-        let expected = r#"{"pass":0,"step":3,"tokens":70,"train":{"b":{"loss":0.10000000149011612,"grad_norm":2.5,"learning_rate":0.0001},"a":{"loss":3.0,"grad_norm":null,"learning_rate":0.0001}}"#;
+        let expected = r#"{"pass":0,"step":3,"tokens":70,"train":{"b":{"loss":0.10000000149011612,"grad_norm":2.5,"learning_rate":0.0001},"a":{"loss":3.0,"grad_norm":null,"learning_rate":null}}"#;
         assert_eq!(serde_json::to_string(&line).unwrap(), format!("{expected}}}"));
         line.validation.insert("a".to_owned(), f64::from(0.2f32).into());
         let validation = r#","validation":{"a":0.20000000298023224}}"#;

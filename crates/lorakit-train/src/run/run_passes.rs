@@ -12,6 +12,7 @@ use crate::run::train_event::TrainEvent;
 use crate::run::trainer::{Trainer, TrainingRun};
 use crate::run::training_target::{FullFineTuning, SkillTraining, TrainingTarget};
 use lorakit_adapter::{LibraryLock, ensure_expert_name};
+use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -132,7 +133,12 @@ impl TrainingRun<'_> {
                 break;
             }
         }
-        let is_missing = |name: &&String| !self.target.is_in(self.trainer.library, name);
+        if summary.elsewhere.is_empty() {
+            return Ok(());
+        }
+        // Other parts may have finished some since.
+        let finished: HashSet<String> = self.trainer.same_results(self.target, &self.jobs)?.into_iter().collect();
+        let is_missing = |name: &&String| !finished.contains(*name);
         summary.missing_elsewhere = summary.elsewhere.iter().filter(is_missing).cloned().collect();
         Ok(())
     }

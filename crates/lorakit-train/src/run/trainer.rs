@@ -10,6 +10,7 @@
 
 use crate::error::{Result, TrainError};
 use crate::job::Job;
+use crate::optim::lr_schedule::LrSchedule;
 use crate::run::job_fingerprint::{JobFingerprint, differences};
 use crate::run::memory_estimate;
 use crate::run::run_folder::{RunFolder, create_folder};
@@ -46,32 +47,54 @@ impl Trainer<'_> {
     /// The jobs, each with what determines its weights.
     pub(crate) fn with_fingerprints(&self, target: &TrainingTarget, jobs: Vec<Job>) -> FingerprintedJobs {
         let fields = target.fingerprint_fields(self.config);
-        let fingerprint = |job: &Job| JobFingerprint::new(job, self.base, fields.clone(), self.seed);
+        let fingerprint = |job: &Job| {
+            let mut fields = fields.clone();
+            // Earlier versions made all steps warm-up, and changed nothing in a single step.
+            if let Some(warmup) = LrSchedule::shortened_warmup(self.config.warmup_ratio, job.steps(self.config)) {
+                fields.insert("warmup_steps".into(), warmup.into());
+                fields.sort_keys();
+            }
+            JobFingerprint::new(job, self.base, fields, self.seed)
+        };
         FingerprintedJobs { fingerprints: jobs.iter().map(fingerprint).collect(), jobs }
     }
 
-    /// The names of the jobs whose results the library has with the same fingerprint.
-    pub(crate) fn finished(&self, target: &TrainingTarget, jobs: &FingerprintedJobs) -> Result<Vec<String>> {
-        let mut finished = Vec::new();
+    /// The names of the jobs whose results the library has with the same fingerprint. Results of the same names with other
+    /// fingerprints, which a restart is about to replace, are not among them.
+    pub(crate) fn same_results(&self, target: &TrainingTarget, jobs: &FingerprintedJobs) -> Result<Vec<String>> {
+        let mut same = Vec::new();
         for (job, fingerprint) in jobs.jobs.iter().zip(&jobs.fingerprints) {
-            if !target.is_in(self.library, &job.name) {
-                continue;
+            if target.is_in(self.library, &job.name)
+                && let Some(record) = target.record(self.library, &job.name)?
+                && record.settings_sha256 == fingerprint.sha256()
+            {
+                same.push(job.name.clone());
             }
-            let record = target.record(self.library, &job.name)?;
-            if record.as_ref().is_some_and(|record| record.settings_sha256 == fingerprint.sha256()) {
-                finished.push(job.name.clone());
-            } else if !self.restart {
-                let difference = match record {
+        }
+        Ok(same)
+    }
+
+    /// As [`Trainer::same_results`].
+    ///
+    /// # Errors
+    /// Unless training is restarted: where the library has other results of these names.
+    pub(crate) fn finished(&self, target: &TrainingTarget, jobs: &FingerprintedJobs) -> Result<Vec<String>> {
+        let finished = self.same_results(target, jobs)?;
+        if self.restart {
+            return Ok(finished);
+        }
+        let known: HashSet<&String> = finished.iter().collect();
+        for (job, fingerprint) in jobs.jobs.iter().zip(&jobs.fingerprints) {
+            if target.is_in(self.library, &job.name) && !known.contains(&job.name) {
+                let difference = match target.record(self.library, &job.name)? {
                     Some(record) => differences(&record.settings.read()?, &fingerprint.to_value()),
                     None => "without a record of its training".to_owned(),
                 };
                 return Err(TrainError::OtherSettings { noun: target.noun(), name: job.name.clone(), difference });
             }
         }
-        if !self.restart {
-            for (job, fingerprint) in jobs.jobs.iter().zip(&jobs.fingerprints) {
-                target.check_free(self.library, &job.name, &fingerprint.sha256())?;
-            }
+        for (job, fingerprint) in jobs.jobs.iter().zip(&jobs.fingerprints) {
+            target.check_free(self.library, &job.name, &fingerprint.sha256())?;
         }
         Ok(finished)
     }
