@@ -115,6 +115,9 @@ pub enum FitError {
     /// A row that should belong to an expert.
     #[error("a row has no expert")]
     RowWithoutExpert,
+    /// A library that another process keeps locked.
+    #[error("another process is changing the library")]
+    LibraryInUse,
     /// Skills without their routing.
     #[error(
         "{}: skills of poly are in the library, without their routing: their training did not end; run `lorakit train-experts --poly K` again as before, or remove the skills to choose from the other experts",

@@ -57,15 +57,25 @@ impl Library {
     /// As [`lock`](Self::lock).
     pub fn lock_for_change(&self) -> Result<LibraryLock> {
         loop {
-            if let Some(lock) = library_lock::acquire(self.root(), &mut || true)? {
-                // A look at every folder before each change would take longer the more experts there are.
-                if lock.after_crash() {
-                    self.recover()?;
-                    lock.recovered();
-                }
+            if let Some(lock) = self.lock_for_change_while(&mut || true)? {
                 return Ok(lock);
             }
         }
+    }
+
+    /// As [`lock_for_change`](Self::lock_for_change); `None` where `keep_waiting`, which is asked before each pause, ended
+    /// the waiting.
+    ///
+    /// # Errors
+    /// As [`lock`](Self::lock).
+    pub fn lock_for_change_while(&self, keep_waiting: &mut KeepWaiting) -> Result<Option<LibraryLock>> {
+        let Some(lock) = library_lock::acquire(self.root(), keep_waiting)? else { return Ok(None) };
+        // A look at every folder before each change would take longer the more experts there are.
+        if lock.after_crash() {
+            self.recover()?;
+            lock.recovered();
+        }
+        Ok(Some(lock))
     }
 
     /// Waits for the lock of the part `part` of the run `id`, whose folder is created, and of the library itself. The

@@ -10,6 +10,10 @@ use lorakit_format::hash::sha256;
 use lorakit_route::{Router, RouterState};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
+use std::time::{Duration, Instant};
+
+/// How long a state waits to be written: single changes of other processes take moments.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Everything that decides a router's state.
 pub(super) struct CacheKey {
@@ -76,10 +80,13 @@ pub(super) fn read(library: &Library, key: &CacheKey) -> Result<Option<RouterSta
     matrices(&state).map(Some).with_context(|| library.routers_folder().join(&key.name).display().to_string())
 }
 
-/// Writes the state of this key.
+/// Writes the state of this key, unless another process holds the library's lock for longer than single changes take, as
+/// one that trains does for hours: the state would be kept for later runs only, and this one is not to wait for that.
 pub(super) fn write(library: &Library, key: &CacheKey, state: &RouterState) -> Result<()> {
     let bytes = serialize(state)?;
-    let _lock = library.lock_for_change()?;
+    let since = Instant::now();
+    let lock = library.lock_for_change_while(&mut || since.elapsed() < PATIENCE)?;
+    let _lock = lock.ok_or(FitError::LibraryInUse)?;
     Ok(library.put_router(&key.name, &key.experts, &key.origin, &bytes)?)
 }
 

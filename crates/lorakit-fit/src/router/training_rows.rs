@@ -7,11 +7,13 @@ use crate::pluralize::pluralize;
 use crate::task_record::task_record;
 use crate::trained_encoding::trained_encoding;
 use lorakit_adapter::{Library, TaskRecord};
+use lorakit_format::hash::sha256;
 use lorakit_format::hash_sketch::HashSketch;
 use lorakit_model::{Base, TokenBatch};
 use lorakit_route::{LibraryStack, TrainingData, expert_of_task};
 use lorakit_task::{Example, Row, RowEncoding, Split, Task, Tokenizer, Truncation};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// A row that a router is fitted to.
 #[derive(Clone, Debug)]
@@ -36,6 +38,12 @@ pub struct RowsIdentity {
     /// The maximum number of validation rows of each task beside these rows, if there are such.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration_rows: Option<usize>,
+    /// The current task, where the rows are its own: a fit may know it, as that of `poly` does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub current_task: Option<String>,
+    /// The SHA-256 of the rows that the experts' records say they were trained on, where such rows are left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trained_rows: Option<String>,
 }
 
 /// What identifies a task of [`RowsIdentity`].
@@ -194,7 +202,21 @@ impl<'a> TrainingRows<'a> {
             rows: self.data.rows(),
             tasks: self.sources.iter().map(task).collect(),
             calibration_rows: self.data.calibration_rows(),
+            current_task: self.current_task().map(str::to_owned),
+            trained_rows: self.data.reads_validation().then(|| self.trained_sha256()),
         }
+    }
+
+    /// The sketches of the rows that any expert was trained on, as the records have them.
+    fn trained(&self) -> impl Iterator<Item = &str> {
+        let records = self.context.library.records.iter().flatten();
+        records.flat_map(|record| record.tasks.iter().chain(&record.seen)).map(|task| task.train_rows.as_str())
+    }
+
+    /// The hash of [`TrainingRows::trained`]. The order of the records does not matter.
+    fn trained_sha256(&self) -> String {
+        let sketches: BTreeSet<&str> = self.trained().collect();
+        sha256(sketches.into_iter().collect::<Vec<_>>().join("\n").as_bytes())
     }
 
     /// The split that the rows are from.
@@ -240,9 +262,7 @@ impl<'a> TrainingRows<'a> {
 
     /// At most `count` validation rows of each task that no expert was trained on, with a warning of tasks that have none.
     fn unseen(&self, count: usize) -> Result<Vec<TrainingRow>> {
-        let records = || self.context.library.records.iter().flatten();
-        let tasks = records().flat_map(|record| record.tasks.iter().chain(&record.seen));
-        let trained: Vec<HashSketch> = tasks.filter_map(|task| HashSketch::of_text(&task.train_rows)).collect();
+        let trained: Vec<HashSketch> = self.trained().filter_map(HashSketch::of_text).collect();
         let is_new = |hash: u64| trained.iter().all(|rows| rows.shared([hash]).0 == 0);
         let examples = self.encoded(|task| {
             let hashed = task.rows_of(Split::Validation).zip(task.row_hashes(Split::Validation));

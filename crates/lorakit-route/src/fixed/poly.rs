@@ -32,7 +32,7 @@ pub static POLY: MethodInfo<dyn Router> = MethodInfo {
     link: Some("https://arxiv.org/abs/2202.13914"),
     defaults: defaults::<SkillSettings>,
     parse: |name, typed| Ok(Arc::new(Poly { trained: SkillRouting::Poly, settings: read(name, typed)? })),
-    version: 2,
+    version: 3,
 };
 
 /// The router `mhr`.
@@ -43,7 +43,7 @@ pub static MHR: MethodInfo<dyn Router> = MethodInfo {
     link: Some("https://arxiv.org/abs/2211.03831"),
     defaults: defaults::<SkillSettings>,
     parse: |name, typed| Ok(Arc::new(Poly { trained: SkillRouting::Mhr, settings: read(name, typed)? })),
-    version: 2,
+    version: 3,
 };
 
 /// Which routing of a library is meant.
