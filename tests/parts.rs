@@ -9,6 +9,7 @@ mod interrupted_work;
 
 use binary::{Ran, assert_contains, command, run};
 use interrupted_work::{Files, KillTimes, ROWS, Work, files, kills, products, start};
+use lorakit_task::{Split, Task};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
@@ -265,6 +266,52 @@ fn both_stages_of_mbc_end_as_one_command() {
         files(&work.path(library)).into_iter().filter(|(path, _)| !of_run(path)).collect()
     };
     assert!(made("parts/library") == made("one/library"), "bytes differ from those of one command");
+}
+
+#[test]
+fn a_restarted_part_waits_for_the_others() {
+    let work = Work::new();
+    let both = |more: &[&str]| -> Vec<String> {
+        let more = ["--mbc", "2"].into_iter().chain(more.iter().copied()).map(str::to_owned);
+        whole(&work, "library").into_iter().chain(more).collect()
+    };
+    run(both(&[])).ok();
+    let file = work.path("library/clusters.json");
+    fs::write(&file, fs::read_to_string(&file).unwrap() + "\n").unwrap();
+    let before = fs::read(&file).unwrap();
+    let restarted = |part: &str| both(&["--set", "learning_rate=2e-2", "--restart", "--part", part]);
+    let first = run(restarted("0/2")).json();
+    assert_eq!(first["missing_in_other_parts"].as_array().map(Vec::len), Some(2), "{first}");
+    assert_eq!(fs::read(&file).unwrap(), before, "old experts are not clustered with new ones");
+    run(restarted("1/2")).ok();
+    assert_ne!(fs::read(&file).unwrap(), before);
+    let done = run(restarted("0/2")).json();
+    assert_eq!(done["private"]["missing_in_other_parts"], serde_json::json!([]), "{done}");
+}
+
+#[test]
+fn no_part_clusters_without_an_expert_of_every_task() {
+    let work = Work::new();
+    let bad = work.path("bad.json").display().to_string();
+    // A task whose only row is not in the training split.
+    let has_none = |row: &usize| {
+        fs::write(&bad, format!("[{{\"input\": \"+1:a{row};\", \"output\": \"b\"}}]")).unwrap();
+        Task::load(&bad, None).unwrap().remove(0).count(Split::Train) == 0
+    };
+    assert!((0..1000).any(|row| has_none(&row)));
+    let part = |index: &str| -> Ran {
+        let mut words: Vec<String> = whole(&work, "library").into_iter().filter(|word| word != "--json").collect();
+        let tasks = words.iter().position(|word| word == "--tasks").unwrap();
+        words.insert(tasks + 1, bad.clone());
+        run(words.into_iter().chain(["--mbc", "2", "--part", index].map(str::to_owned)))
+    };
+    let first = part("0/2");
+    assert_eq!(first.code, 1, "{}", first.stderr);
+    assert_contains(&first.stderr, &["error: 1 expert failed", "`bad`"]);
+    // The other part reports no failure, which part 0 does, and does not cluster either.
+    let other = part("1/2").ok();
+    assert_contains(&other.stdout, &["an expert of every task", "part 0"]);
+    assert!(!work.path("library/clusters.json").exists());
 }
 
 /// Every file's inode, which changes if it is written again.

@@ -17,7 +17,7 @@ use lorakit_fit::cluster::{
     ClusterCount, ClusteredStage, TwoStageMbc, TwoStagePlan, ensure_possible, plan_two_stage_mbc, two_stage_mbc,
 };
 use lorakit_fit::training::{TrainContext, TrainedKind, TrainingPlan, joint, of_clusters, private, random_examples};
-use lorakit_fit::{ensure_same_base, lock_for};
+use lorakit_fit::{ensure_same_base, lock_for, pluralize};
 use lorakit_model::Base;
 use lorakit_task::{BosTokens, Split, Task};
 use lorakit_train::{BoxError, FullFineTuning, LORA_SETTINGS, PlannedPass, SKILL_SETTINGS, SkillDims, TrainConfig};
@@ -150,7 +150,7 @@ pub fn run(args: TrainExpertsArgs, context: &CommandContext) -> Result<()> {
     if let Some(k) = args.mode.mbc {
         ensure_possible(k, tasks.iter().filter(|task| task.count(Split::Train) > 0).count())?;
     }
-    let plans = selected(plans(&args, &tasks)?, &args.experts)?;
+    let plans = selected(plans(&args, &tasks, context)?, &args.experts)?;
     let resolved = args.base.resolve(context)?;
     let (base, tokenizer) = (resolved.base(context)?, resolved.tokenizer()?.with_encoding(settings.row_encoding()));
     ensure_targets(&settings, &base)?;
@@ -175,8 +175,8 @@ pub fn run(args: TrainExpertsArgs, context: &CommandContext) -> Result<()> {
     if !unused.is_empty() {
         context.output.warn(format!("unused settings: {unused}"));
     }
-    if args.plan && args.mode.mbc.is_some() {
-        return report_both_plans(&plan_two_stage_mbc(&train, &args.library, &tasks, &settings)?, context);
+    if let (true, Some(k)) = (args.plan, args.mode.mbc) {
+        return report_both_plans(&plan_two_stage_mbc(&train, &args.library, &tasks, k, &settings)?, context);
     }
     if args.plan {
         let library = Library::open_or_plan(&args.library, Some(base.identity()))?;
@@ -192,6 +192,7 @@ pub fn run(args: TrainExpertsArgs, context: &CommandContext) -> Result<()> {
     if let Some(k) = args.mode.mbc {
         return report_both_stages(&two_stage_mbc(&train, &library, &tasks, k, &settings)?, context);
     }
+    warn_of_other_seed(kind, &library, &plans, context)?;
     let report = train.train(kind, &library, &plans, &settings)?;
     context.output.result(&training_report::document(&report), || training_report::text(&report))?;
     training_report::outcome(&report)
@@ -226,8 +227,13 @@ fn report_both_plans(plan: &TwoStagePlan, context: &CommandContext) -> Result<()
 fn report_both_stages(stages: &TwoStageMbc, context: &CommandContext) -> Result<()> {
     let TwoStageMbc { private, clustered } = stages;
     let Some(ClusteredStage { clusters, file, experts }) = clustered else {
-        let waits = "\nclustering needs the experts of every part; run the same parts again once all are trained";
-        let waits = private.is_complete().then_some(waits);
+        let waits = if private.is_complete() {
+            Some("\nclustering needs the experts of every part; run the same parts again once all are trained")
+        } else if !private.refused.is_empty() && !private.reports_refused() {
+            Some("\nclustering needs an expert of every task; part 0 reports those that cannot be trained")
+        } else {
+            None
+        };
         context.output.result(&training_report::document(private), || {
             training_report::text(private) + waits.unwrap_or_default()
         })?;
@@ -255,12 +261,14 @@ fn unused(mode: &TrainMode, settings: &TrainConfig) -> Result<Vec<&'static str>>
 }
 
 /// The experts to train.
-fn plans<'a>(args: &TrainExpertsArgs, tasks: &'a [Task]) -> Result<Vec<TrainingPlan<'a>>> {
+fn plans<'a>(args: &TrainExpertsArgs, tasks: &'a [Task], context: &CommandContext) -> Result<Vec<TrainingPlan<'a>>> {
     let mode = &args.mode;
     if let Some(path) = &mode.clusters {
         let clusters = Clusters::read(path)?;
         let library = Library::open_if_exists(&args.library)?;
-        return Ok(of_clusters(&clusters, &path.display().to_string(), tasks, library.as_ref())?);
+        let plans = of_clusters(&clusters, &path.display().to_string(), tasks, library.as_ref())?;
+        warn_of_tasks_left_out(path, &plans, tasks, context);
+        return Ok(plans);
     }
     Ok(match mode {
         TrainMode { joint: true, .. } => vec![joint(tasks)],
@@ -270,6 +278,48 @@ fn plans<'a>(args: &TrainExpertsArgs, tasks: &'a [Task]) -> Result<Vec<TrainingP
         TrainMode { random_examples: Some(parts), .. } => random_examples(tasks, parts.get()),
         _ => private(tasks),
     })
+}
+
+/// Warns of tasks that are in none of the clusters at `path`, and so are not trained on.
+fn warn_of_tasks_left_out(path: &Path, plans: &[TrainingPlan], tasks: &[Task], context: &CommandContext) {
+    let is_planned = |task: &Task| plans.iter().any(|plan| plan.tasks.iter().any(|other| other.name == task.name));
+    let left_out: Vec<String> =
+        tasks.iter().filter(|task| !is_planned(task)).map(|task| format!("`{}`", task.name)).collect();
+    if !left_out.is_empty() {
+        context.output.warn(format!(
+            "no expert is trained on {} of --tasks, in no cluster of {}: {}",
+            pluralize(left_out.len(), "task"),
+            path.display(),
+            left_out.join(", ")
+        ));
+    }
+}
+
+/// Warns where the library has experts that started from another A, as far as the first that records a seed says: of a
+/// large library, reading all records takes long.
+fn warn_of_other_seed(
+    kind: TrainedKind,
+    library: &Library,
+    plans: &[TrainingPlan],
+    context: &CommandContext,
+) -> Result<()> {
+    // Neither a model nor skills share the experts' A.
+    if !matches!(kind, TrainedKind::Experts) {
+        return Ok(());
+    }
+    for name in library.expert_names()?.iter().filter(|name| plans.iter().all(|plan| plan.name != **name)) {
+        let Some(seed) = library.record(name)?.and_then(|record| record.initial_seed) else { continue };
+        if seed != context.seed {
+            context.output.warn(format!(
+                "{}: the A of its expert `{name}` started from seed {seed}, and --seed is {}: clusters of experts with \
+                 different A's follow the seeds and not the tasks, and methods that add up A's do not suit them",
+                library.root().display(),
+                context.seed
+            ));
+        }
+        break;
+    }
+    Ok(())
 }
 
 /// The experts selected by `--experts`.

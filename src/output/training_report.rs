@@ -56,7 +56,8 @@ pub fn outcome(report: &TrainingReport) -> Result<()> {
         )
         .into());
     }
-    let failed = report.refused.iter().chain(&report.summary.failed);
+    let refused = report.refused.iter().filter(|_| report.reports_refused());
+    let failed = refused.chain(&report.summary.failed);
     let failed: Vec<String> = failed.map(|(name, why)| format!("`{name}`: {why}")).collect();
     // Retraining does not help where rows are missing.
     let again = if report.summary.failed.is_empty() { "" } else { "; --restart retrains the failed ones" };

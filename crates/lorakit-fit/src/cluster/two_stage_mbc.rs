@@ -11,10 +11,12 @@ use crate::training::train_context::TrainContext;
 use crate::training::training_plan::{TrainingPlan, of_clusters, private as private_plans};
 use crate::training::training_run::{TrainedKind, TrainingReport};
 use crate::wait_for_lock::lock_for;
-use lorakit_adapter::Library;
-use lorakit_cluster::Clusters;
+use lorakit_adapter::{ExpertRecord, Library};
+use lorakit_cluster::{Cluster, Clusters};
 use lorakit_task::Task;
 use lorakit_train::{PlannedPass, TrainConfig};
+use serde_json::Value;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// The share of the steps that go to the experts per task.
@@ -81,12 +83,34 @@ pub fn two_stage_mbc(
             return Err(FitError::OtherClusters(file));
         }
     }
+    if context.restart {
+        remove_surplus(context, library, &file, &clusters)?;
+    }
     // Parts that come here at once write the same.
     clusters.write(&file)?;
     context.reporter.status("experts per cluster:");
     let plans = of_clusters(&clusters, &file.display().to_string(), tasks, Some(&private_library))?;
     let experts = context.train(TrainedKind::Experts, library, &plans, &second)?;
     Ok(TwoStageMbc { private, clustered: Some(ClusteredStage { clusters, file, experts }) })
+}
+
+/// Removes the experts of clusters of an earlier run, in `file`, that the new clusters do not have: nothing would replace
+/// them. An expert of such a name that was not trained on that cluster's tasks stays.
+fn remove_surplus(context: &TrainContext, library: &Library, file: &Path, clusters: &Clusters) -> Result<()> {
+    // A part locks the library itself, for moments.
+    let _lock = context.part.map(|_| library.lock_for_change()).transpose()?;
+    // A restart replaces a damaged file too.
+    let Ok(before) = Clusters::read(file) else { return Ok(()) };
+    let is_new = |name: &str| clusters.clusters().iter().any(|cluster| cluster.name == name);
+    for Cluster { name, tasks, .. } in before.clusters().iter().filter(|cluster| !is_new(&cluster.name)) {
+        let record = if library.contains(name) { library.record(name)? } else { None };
+        let trained_on = |record: ExpertRecord| record.tasks.into_iter().map(|task| task.name).collect::<BTreeSet<_>>();
+        if record.map(trained_on).is_some_and(|trained_on| trained_on.iter().eq(tasks)) {
+            library.remove(name)?;
+            context.reporter.status(&format!("{name}: removed, since no cluster has this name now"));
+        }
+    }
+    Ok(())
 }
 
 /// The passes of both stages.
@@ -107,6 +131,7 @@ pub fn plan_two_stage_mbc(
     context: &TrainContext,
     root: &Path,
     tasks: &[Task],
+    count: ClusterCount,
     settings: &TrainConfig,
 ) -> Result<TwoStagePlan> {
     let (first, second) = budget(settings)?;
@@ -123,8 +148,25 @@ pub fn plan_two_stage_mbc(
     if context.restart || !completed || !file.exists() {
         return Ok(TwoStagePlan { private, clustered: None });
     }
-    let plans = of_clusters(&Clusters::read(&file)?, &file.display().to_string(), tasks, Some(&private_library))?;
+    let clusters = Clusters::read(&file)?;
+    if !is_of(&clusters, count, context.seed) {
+        let names = tasks.iter().map(|task| task.name.clone()).collect();
+        if cluster_deltas(&private_library, names, count, context.seed, context.reporter)? != clusters {
+            return Err(FitError::OtherClusters(file));
+        }
+    }
+    let plans = of_clusters(&clusters, &file.display().to_string(), tasks, Some(&private_library))?;
     Ok(TwoStagePlan { private, clustered: Some(plan(&library, &plans, &second)?) })
+}
+
+/// Whether clusters record this number of clusters and seed. A number that is chosen is known only by clustering again.
+fn is_of(clusters: &Clusters, count: ClusterCount, seed: u64) -> bool {
+    let recorded = |name: &str| clusters.settings().get(name).and_then(Value::as_u64);
+    let k = match count {
+        ClusterCount::Auto => None,
+        ClusterCount::Fixed(k) => Some(k.get() as u64),
+    };
+    k.is_some() && recorded("k") == k && recorded("seed") == Some(seed)
 }
 
 /// Refuses a number of clusters that is too large for the number of tasks, before the first stage is trained.

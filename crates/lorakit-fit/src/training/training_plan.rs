@@ -125,6 +125,10 @@ pub fn each_job(plans: &[TrainingPlan], settings: &TrainConfig, context: &TrainC
         if train.is_empty() {
             return Err(FitError::NoTrainingRows(plan.name.clone()));
         }
+        // Of tasks that have none, `rows_of` has warned.
+        if validation.is_empty() && own.iter().any(|rows| !rows[1].is_empty()) {
+            context.reporter.warn(&format!("expert `{}` has no validation rows to choose the best step by", plan.name));
+        }
         Ok(Job {
             name: plan.name.clone(),
             tasks: plan.tasks.iter().map(|task| encoded_task_record(task, context.tokenizer)).collect(),

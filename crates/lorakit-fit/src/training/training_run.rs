@@ -36,7 +36,7 @@ pub struct TrainingReport {
     pub experts: Vec<TrainedExpert>,
     /// The run, as the trainer reports it.
     pub summary: RunSummary,
-    /// Plans whose rows cannot be trained on, with the reason.
+    /// Plans whose rows cannot be trained on, with the reason, whichever part would train them.
     pub refused: Vec<(String, String)>,
 }
 
@@ -74,10 +74,7 @@ impl TrainContext<'_> {
     ) -> Result<TrainingReport> {
         let (ready, refused) = self.ready(plans, settings)?;
         let mut report = self.train_jobs(kind, library, ready, settings)?;
-        // Every part finds them; one reports them as failures.
-        if self.part.is_none_or(|part| part.index == 0) {
-            report.add_refused(plans, refused);
-        }
+        report.add_refused(plans, refused);
         Ok(report)
     }
 
@@ -257,10 +254,17 @@ impl TrainingReport {
             train_loss: None,
             validation_loss: None,
         };
-        let is_refused = |plan: &&TrainingPlan| refused.iter().any(|(name, _)| *name == plan.name);
-        self.experts.extend(plans.iter().filter(is_refused).map(failed));
+        let is_refused =
+            |plan: &&TrainingPlan| self.reports_refused() && refused.iter().any(|(name, _)| *name == plan.name);
+        let rows: Vec<TrainedExpert> = plans.iter().filter(is_refused).map(failed).collect();
+        self.experts.extend(rows);
         self.experts.sort_by_key(|row| plans.iter().position(|plan| plan.name == row.expert));
         self.refused = refused;
+    }
+
+    /// Whether the plans that could not be trained are failures of this part: every part finds them, and one reports them.
+    pub fn reports_refused(&self) -> bool {
+        self.part.is_none_or(|part| part.index == 0)
     }
 
     /// The names of the experts that are in the library.
