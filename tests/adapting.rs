@@ -229,6 +229,43 @@ fn unused_settings_are_refused() {
 }
 
 #[test]
+fn settings_are_checked_as_by_train_experts() {
+    let work = Work::new();
+    for (setting, named) in [("target_modules=q_proj,v_projj", "v_projj"), ("rank=500", "`rank` is 500")] {
+        let refused = work.adapt("no_library", "out", &["--set", setting]).failed(1);
+        assert!(refused.contains(named), "{setting}: {refused}");
+    }
+    assert!(!work.0.path().join("out").exists(), "nothing is written");
+    let few = ["--set", "max_steps=1", "splits=2", "routing_learning_rate=0.2", "--fraction", "0.1"];
+    let said = work.adapt("no_library", "none", &few).ok().stderr;
+    assert!(said.contains("unused settings: routing_learning_rate, splits"), "{said}");
+    let said = work.adapt("poly_z", "routed", &[&few[..], &["--set", "learning_rate=1"]].concat()).ok().stderr;
+    assert!(said.contains("poly_z does not use the settings learning_rate, splits"), "{said}");
+}
+
+#[test]
+fn rows_that_are_not_used_are_announced() {
+    let work = Work::new();
+    // `label` is false: the completion is not desired.
+    let row = |i: usize| format!("{{\"prompt\": \"x{i}\", \"completion\": \"y\", \"label\": {}}}\n", i % 4 != 0);
+    let path = work.path("kto.jsonl");
+    fs::write(&path, (0..40).map(row).collect::<String>()).unwrap();
+    let library = work.path("library");
+    let (out, clusters) = (work.path("out"), work.path("c.json"));
+    let few = ["--method", "no_library", "--set", "max_steps=1", "--limit", "1", "--out", &out];
+    let fitted = ["--router", "cat:steps=1,rows=2", "--limit", "1", "--metrics", "loss", "--fit", &path];
+    let clustered = ["--method", "embedding", "-k", "1", "--out", &clusters];
+    for arguments in [
+        [&["adapt", "--base", "pico", "--tasks", &path], &few[..]].concat(),
+        [&["eval", "--base", "pico", "--library", &library, "--tasks", TARGET], &fitted[..]].concat(),
+        [&["cluster", "--base", "pico", "--tasks", &path, TARGET], &clustered[..]].concat(),
+    ] {
+        let said = run(&arguments).ok().stderr;
+        assert!(said.contains("task `kto`: 10 of 40 rows are left out"), "{arguments:?}: {said}");
+    }
+}
+
+#[test]
 fn adapters_record_the_tasks_of_their_experts() {
     let work = Work::new();
     let few = ["--set", "max_steps=2", "--fraction", "0.1"];

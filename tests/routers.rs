@@ -90,6 +90,38 @@ fn router_caches_are_reused() {
 }
 
 #[test]
+fn what_experts_saw_is_part_of_what_a_router_is_fitted_to() {
+    let work = Work::new(&TASKS[..2]);
+    let is_fitted = |router: &str| {
+        let said = work.eval(&[router], &["--tasks", TASKS[0], "--metrics", "loss"]).ok().stderr;
+        said.contains("fitting to rows")
+    };
+    let routers = ["evidence", "scaled_uniform:rows=3", "cm"];
+    assert_eq!(routers.map(is_fitted), [true; 3]);
+    assert_eq!(routers.map(is_fitted), [false; 3]);
+    // A record of one row fewer, which may then be among those that settings are chosen on.
+    let file = work.0.path().join("library/experts/shift_up1/expert.json");
+    let text = fs::read_to_string(&file).unwrap();
+    let record: Value = serde_json::from_str(&text).unwrap();
+    let rows = record["tasks"][0]["train_rows"].as_str().unwrap();
+    fs::write(&file, text.replace(rows, &rows[12..])).unwrap();
+    assert_eq!(routers.map(is_fitted), [true, true, false]);
+}
+
+#[test]
+fn a_library_that_another_process_changes_is_routed_without_waiting_for_it() {
+    let work = Work::new(&TASKS[..2]);
+    let eval = || work.eval(&["cm"], &["--tasks", TASKS[0], "--metrics", "loss"]).ok().stderr;
+    let held = lorakit_adapter::Library::open(&work.0.path().join("library")).unwrap().lock().unwrap();
+    let said = eval();
+    assert!(said.contains("cm is not kept: another process is changing the library"), "{said}");
+    assert_eq!(work.kept(), Vec::<PathBuf>::new());
+    drop(held);
+    eval();
+    assert_eq!(work.kept().len(), 1);
+}
+
+#[test]
 fn routers_are_fitted_again_under_another_tokenizer() {
     let work = Work::new(&TASKS);
     let base = work.0.path().join("base");

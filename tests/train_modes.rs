@@ -110,6 +110,29 @@ fn two_stage_mbc() {
 }
 
 #[test]
+fn a_restart_with_fewer_clusters_removes_the_experts_of_the_others() {
+    let work = tempfile::tempdir().unwrap();
+    let library = work.path().join("l");
+    let options = |k: usize| format!("--mbc {k} --set max_steps=5 --set learning_rate=1e-2");
+    let listed = || -> Vec<String> {
+        let document = words(&format!("library ls --json --library {}", library.display())).json();
+        document["experts"].as_array().unwrap().iter().map(|own| own["name"].as_str().unwrap().to_owned()).collect()
+    };
+    train(&library, &options(4)).ok();
+    assert_eq!(listed(), ["c0", "c1", "c2", "c3"]);
+    // Another expert under the name of a cluster is the user's.
+    let other = library.join("private/experts/shift_up1");
+    fs::remove_dir_all(library.join("experts/c3")).unwrap();
+    let clusters: Value = serde_json::from_str(&fs::read_to_string(library.join("clusters.json")).unwrap()).unwrap();
+    let is_other = clusters["tasks"]["c3"] != serde_json::json!(["shift_up1"]);
+    let name = if is_other { "shift_up1" } else { "shift_up2" };
+    words(&format!("library add --library {} c3={}", library.display(), other.with_file_name(name).display())).ok();
+    let said = train(&library, &format!("{} --restart", options(2))).ok().stderr;
+    assert!(said.contains("c2: removed") && !said.contains("c3: removed"), "{said}");
+    assert_eq!(listed(), ["c0", "c1", "c3"]);
+}
+
+#[test]
 fn the_plan_of_both_stages_of_mbc_shows_what_is_known() {
     let work = tempfile::tempdir().unwrap();
     let library = work.path().join("l");
@@ -139,6 +162,9 @@ fn the_plan_of_both_stages_of_mbc_shows_what_is_known() {
     let clustered: Vec<Value> =
         of(&after, "clusters").iter().flat_map(|pass| pass["experts"].as_array().unwrap().clone()).collect();
     assert_eq!(clustered, ["c0", "c1"]);
+    // Another number of clusters is refused, as by the command itself.
+    let other = train(&library, &format!("{} --plan", options.replace("--mbc 2", "--mbc 3"))).failed(1);
+    assert!(other.contains("clusters.json") && other.contains("--restart"), "{other}");
     // Trained anew, the first stage gives other clusters.
     let anew = train(&library, &format!("{options} --plan --restart")).json();
     assert_eq!((&anew["clusters_known"], of(&anew, "clusters")), (&Value::from(false), vec![]));
@@ -154,6 +180,82 @@ fn random_examples_split_rows_and_steps() {
     let joint = train(&work.path().join("j"), "--joint --set max_steps=1").json();
     assert_eq!(joint["experts"][0]["rows"].as_u64(), Some(rows));
     assert!(experts.iter().all(|expert| expert["steps"] == 8), "24 steps are divided among three experts");
+}
+
+#[test]
+fn a_part_of_the_rows_without_validation_rows_is_announced() {
+    let work = tempfile::tempdir().unwrap();
+    let path = |name: &str| work.path().join(name).display().to_string();
+    for (name, count) in [("train", 12), ("validation", 2)] {
+        let row = |i: usize| format!("{{\"input\": \"+1:{name}{i};\", \"output\": \"b\"}}\n");
+        fs::write(path(&format!("{name}.jsonl")), (0..count).map(row).collect::<String>()).unwrap();
+    }
+    let text = "name = \"few\"\ntrain = \"train.jsonl\"\nvalidation = \"validation.jsonl\"\n";
+    fs::write(path("few.toml"), text).unwrap();
+    let line = format!("train-experts --base pico --library {} --tasks {}", path("l"), path("few.toml"));
+    let said = words(&format!("{line} --set max_steps=3 --random-examples 3")).ok().stderr;
+    let without: Vec<&str> = said.lines().filter(|line| line.contains("has no validation rows")).collect();
+    assert_eq!(without.len(), 1, "{said}");
+    assert!(without[0].contains("expert `examples_2`"), "{said}");
+}
+
+#[test]
+fn tasks_in_no_cluster_are_announced() {
+    let work = tempfile::tempdir().unwrap();
+    let (file, library) = (work.path().join("c.json"), work.path().join("l"));
+    let two = "suite:skills/shift_up1 suite:skills/order_left";
+    words(&format!("cluster --method random -k 1 --tasks {two} --out {}", file.display())).ok();
+    let said = train(&library, &format!("--set max_steps=1 --clusters {}", file.display())).ok().stderr;
+    assert!(said.contains("2 tasks of --tasks") && said.contains("`shift_up2`, `order_reverse`"), "{said}");
+    let options = format!("-k 1 --library {} --out {}", library.display(), file.display());
+    let refused = words(&format!("cluster --method random {options} --tasks nosuchfile.jsonl")).failed(2);
+    assert!(refused.contains("--method random") && refused.contains("--tasks"), "{refused}");
+}
+
+#[test]
+fn a_single_step_trains() {
+    let work = tempfile::tempdir().unwrap();
+    for (steps, warmup) in [(1, Value::from(0)), (2, Value::Null)] {
+        let root = work.path().join(steps.to_string());
+        train(&root, &format!("--set max_steps={steps} --set learning_rate=1e-2")).ok();
+        let library = lorakit_adapter::Library::open(&root).unwrap();
+        assert!(library.adapter("shift_up1").unwrap().norm() > 0.0, "{steps}");
+        let record: Value =
+            serde_json::from_str(&fs::read_to_string(root.join("experts/shift_up1/expert.json")).unwrap()).unwrap();
+        assert_eq!(record["settings"]["settings"]["warmup_steps"], warmup, "it is another expert than before");
+    }
+}
+
+#[test]
+fn experts_that_started_from_several_seeds_are_announced() {
+    let work = tempfile::tempdir().unwrap();
+    let library = work.path().join("l").display().to_string();
+    let train = |task: &str, seed: u64| {
+        let line = format!("train-experts --base pico --library {library} --tasks suite:skills/{task} {QUICK}");
+        words(&format!("{line} --set max_steps=2 --seed {seed}")).ok().stderr
+    };
+    assert!(!train("pick_first", 0).contains("seed 0"));
+    assert!(!train("shift_up1", 0).contains("seed 0"));
+    let said = train("shift_up2", 1);
+    assert!(said.contains("its expert `pick_first` started from seed 0, and --seed is 1"), "{said}");
+    let out = |name: &str| work.path().join(name).display().to_string();
+    let eval = format!("eval --base pico --library {library} --limit 1 --metrics loss --tasks suite:skills/shift_up1");
+    let adapt = format!("adapt --base pico --library {library} --limit 1 --tasks suite:skills/shift_down1");
+    for (line, is_told) in [
+        (format!("cluster --library {library} -k 2 --space parameters --out {}", out("c")), true),
+        (format!("cluster --library {library} -k 2 --out {}", out("c")), true),
+        (format!("cluster --library {library} -k 2 --experts pick_first,shift_up1 --out {}", out("c")), false),
+        (format!("merge --library {library} --method linear --out {}", out("m1")), true),
+        (format!("merge --library {library} --method linear:convention=paper --out {}", out("m2")), true),
+        (format!("merge --library {library} --method cat --out {}", out("m3")), false),
+        (format!("{eval} --router arrow:mixing=separate"), true),
+        (format!("{eval} --router arrow"), false),
+        (format!("{adapt} --method mean --set max_steps=1 --out {}", out("a")), true),
+    ] {
+        let said = words(&line).ok().stderr;
+        let told = "the A of expert `pick_first` started from seed 0, that of `shift_up2` from seed 1";
+        assert_eq!(said.contains(told), is_told, "{line}: {said}");
+    }
 }
 
 #[test]
@@ -222,6 +324,22 @@ fn poly_and_mhr() {
         assert!(words(&generate).failed(1).contains("--fit"));
         words(&format!("{generate}:unseen=mean")).ok();
     }
+}
+
+#[test]
+fn a_task_keeps_its_own_routing_when_its_rows_were_fitted_before() {
+    let work = tempfile::tempdir().unwrap();
+    let library = work.path().join("l");
+    train(&library, "--poly 2 --set max_steps=6 --set learning_rate=1e-2").ok();
+    let eval = |options: &str| {
+        words(&format!("eval --json --base pico --library {} --limit 4 --router {options}", library.display())).json()
+    };
+    // The rows of a task that the skills were trained on, as given rows for another one.
+    let fitted = "poly:rows=4,steps=2";
+    eval(&format!("{fitted} --tasks suite:skills/order_left --fit suite:skills/shift_up1"));
+    let scores = eval(&format!("{fitted} poly:unseen=mean --tasks suite:skills/shift_up1"));
+    let of = |router: &str| scores["results"][router]["shift_up1"]["metrics"]["loss"]["value"].as_f64().unwrap();
+    assert_eq!(of(fitted), of("poly:unseen=mean"), "both are the routing of its training");
 }
 
 #[test]
@@ -327,6 +445,9 @@ fn libraries_accept_one_base_only() {
     assert!(message.contains("`shift_up1`") && message.contains("fingerprint"), "{message}");
     let line = format!("train-experts --base {} --library {} --tasks {TASKS}", other.display(), plain.display());
     let message = words(&line).failed(1);
+    assert!(message.contains("`shift_up1`") && message.contains("fingerprint"), "{message}");
+    let line = format!("adapt --base {} --out {} --method no_library", other.display(), plain.display());
+    let message = words(&format!("{line} --tasks suite:skills/shift_down1 --set max_steps=1")).failed(1);
     assert!(message.contains("`shift_up1`") && message.contains("fingerprint"), "{message}");
     assert_eq!(index(), before, "a failed command changes nothing");
     add(&format!("--base pico y={two}")).ok();

@@ -39,9 +39,11 @@ impl DataArgs {
         self.load_with(tasks, self.columns.clone().unwrap_or_default(), context)
     }
 
-    /// Loads the tasks of `--fit`.
+    /// Loads the tasks of `--fit`, and says what of their rows is not used.
     pub fn load_fit(&self, tasks: &[String], context: &CommandContext) -> Result<Vec<Task>> {
-        self.load(tasks, context).context("--fit")
+        let tasks = self.load(tasks, context).context("--fit")?;
+        warn_of_unused(&tasks, context);
+        Ok(tasks)
     }
 
     /// Loads tasks again that experts' records name, each with the columns of its record.

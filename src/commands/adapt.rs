@@ -1,8 +1,8 @@
 //! `adapt`: adapts a library to target tasks.
 
 use crate::args::row_encoding_args::PromptEncodingArgs;
-use crate::args::task_args::TaskArgs;
-use crate::args::train_config_args::TrainConfigArgs;
+use crate::args::task_args::{self, TaskArgs};
+use crate::args::train_config_args::{TrainConfigArgs, ensure_rank, ensure_targets};
 use crate::args::usage::{self, count};
 use crate::base::base_source::BaseSource;
 use crate::command_context::CommandContext;
@@ -21,10 +21,9 @@ use lorakit_fit::adapt::{
     ADAPT_METHODS, AdaptMethod, AdaptPlan, Adapted, COLUMNS, EvaluationEvent, Fraction, Outcomes, evaluate_adapted,
     parse_adapt_method,
 };
-use lorakit_fit::lock;
-use lorakit_fit::pluralize;
 use lorakit_fit::training::TrainContext;
-use lorakit_task::{Split, Task};
+use lorakit_fit::{lock_for, pluralize};
+use lorakit_task::{BosTokens, Split, Task};
 use lorakit_train::TrainConfig;
 use serde_json::{Value, json};
 use std::num::NonZeroUsize;
@@ -87,6 +86,7 @@ struct Report {
 pub fn run(args: AdaptArgs, context: &CommandContext) -> Result<()> {
     args.ensure_usage()?;
     let tasks = args.tasks.load(context)?;
+    task_args::warn_of_unused(&tasks, context);
     let resolved = args.base.resolve(context)?;
     let encoding = args.config_over(TrainConfig::default())?.row_encoding();
     let (base, tokenizer) = (resolved.base(context)?, resolved.tokenizer()?.with_encoding(encoding));
@@ -109,6 +109,10 @@ pub fn run(args: AdaptArgs, context: &CommandContext) -> Result<()> {
     }
     let settings = |defaults| args.config_over(defaults).map_err(Into::into);
     let plan = AdaptPlan::new(&*args.method, opened.as_ref(), &settings)?;
+    if args.method.info().uses_train_config {
+        ensure_targets(plan.config(), &base)?;
+        ensure_rank(plan.config(), &base, context)?;
+    }
     let train = TrainContext {
         base: &base,
         tokenizer: &tokenizer,
@@ -118,7 +122,7 @@ pub fn run(args: AdaptArgs, context: &CommandContext) -> Result<()> {
         reporter: context,
     };
     let library = Library::open_or_create(&args.out, Some(base.identity()))?;
-    let _lock = lock(&library, context)?;
+    let library = library.guarded_by(&[&lock_for(&library, &base, context)?]);
     let report = report(&plan.adapt(&train, &tasks, args.fraction, &library)?);
     let finished: Vec<&Task> = tasks.iter().filter(|task| report.finished.contains(&task.name)).collect();
     let results = match &report.outcome {

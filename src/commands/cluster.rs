@@ -1,6 +1,6 @@
 //! `cluster`: clusters the experts of a library, or tasks.
 
-use crate::args::task_args::DataArgs;
+use crate::args::task_args::{DataArgs, warn_of_unused};
 use crate::args::usage::{self, fraction, size};
 use crate::base::base_source::BaseSource;
 use crate::command_context::CommandContext;
@@ -18,7 +18,7 @@ use lorakit_cluster::{
 use lorakit_fit::cluster::{
     ClusterCount, ClusteredExperts, ROWS, SilhouetteCurve, cluster_experts, embed_tasks, mean, open_experts, records,
 };
-use lorakit_fit::pluralize;
+use lorakit_fit::{differing_initial_seeds, pluralize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -79,6 +79,11 @@ impl ClusterArgs {
         let by_itself = self.method == MethodArg::Mbc;
         usage::ensure(by_itself || self.k != ClusterCount::Auto, || {
             "-k auto: only --method mbc can choose the number of clusters; give a number".to_owned()
+        })?;
+        let of_names = self.method == MethodArg::Random && self.library.is_some();
+        usage::ensure(!of_names || self.tasks.is_empty(), || {
+            "--method random clusters the experts of --library by chance and does not use --tasks; give one of the two"
+                .to_owned()
         })?;
         usage::ensure(self.report.as_ref() != Some(&self.out), || {
             format!("--report and --out are the same file, {}", self.out.display())
@@ -195,6 +200,15 @@ pub fn run(args: ClusterArgs, context: &CommandContext) -> Result<()> {
     let tasks = |expert: &str| -> Vec<String> {
         records[expert].iter().flat_map(|record| &record.tasks).map(|task| task.name.clone()).collect()
     };
+    if args.method == MethodArg::Mbc
+        && let Some(differing) =
+            differing_initial_seeds(records.iter().map(|(name, own)| (name.as_str(), own.as_ref())))
+    {
+        context.output.warn(format!(
+            "{differing}; what was learned over different A's is compared as unlike, so that clusters follow the seeds and not \
+             the tasks. Train the experts with one --seed"
+        ));
+    }
     if args.method == MethodArg::Mbc && args.space() != SpaceArg::Delta {
         warn_of_compared_a(&library, experts.names(), context)?;
     }
@@ -301,6 +315,7 @@ fn number_of_clusters(args: &ClusterArgs) -> Result<usize> {
 /// The embeddings of `--tasks`.
 fn embeddings(args: &ClusterArgs, context: &CommandContext) -> Result<BTreeMap<String, Vec<f32>>> {
     let tasks = args.data.load(&args.tasks, context)?;
+    warn_of_unused(&tasks, context);
     let resolved = args.base.as_ref().context("--method embedding needs --base")?.resolve(context)?;
     Ok(embed_tasks(&resolved.base(context)?, &resolved.tokenizer()?, &tasks, args.rows.unwrap_or(ROWS))?)
 }

@@ -18,6 +18,7 @@ use lorakit_fit::fitted_merge::{self, WeightFit, fit_weights};
 use lorakit_fit::pluralize;
 use lorakit_fit::{
     FitRecord, MERGE_RECORD_FILE, MergeRecord, MergedBaseRecord, encoded_task_record, read_merge_record,
+    warn_of_added_factors,
 };
 use lorakit_format::atomic::{create_folder, replace_folder, write_file};
 use lorakit_model::{Base, Rounding};
@@ -192,6 +193,11 @@ impl MergeArgs {
         {
             context.warn(warning)?;
         }
+        if let Method::Given(merge) = &self.method
+            && merge.adds_factors()
+        {
+            warn_of_seeds(&merge.to_string(), library, &experts, context)?;
+        }
         let source = MergeSource { library, experts, base };
         let made = match &self.method {
             Method::Given(merge) => self.merge_given(&**merge, source, context),
@@ -238,6 +244,9 @@ impl MergeArgs {
         let fitted = fit_weights(method, over, &rows)?;
         context.output.status(format!("{name}: {}", fitted.summary(&stacked)));
         let (merge, coefficients) = method.merge(&stacked, &fitted.weights)?;
+        if merge.adds_factors() {
+            warn_of_seeds(&method.to_string(), library, stacked.experts(), context)?;
+        }
         let merged = merge.merge(stacked.experts(), &coefficients)?;
         let record = MergeRecord::fitted(
             &*merge,
@@ -255,23 +264,12 @@ impl MergeArgs {
     }
 }
 
-/// Warns of experts of weight zero that have a part in the result nevertheless.
-fn warn_of_weights_zero(
-    merge: &dyn MergeMethod,
-    names: &[String],
-    weights: &[f64],
-    context: &CommandContext,
-) -> Result<()> {
-    let zero = names.iter().zip(weights).filter(|(_, weight)| **weight == 0.0);
-    let zero: Vec<String> = zero.map(|(name, _)| format!("`{name}`")).collect();
-    if zero.is_empty() || names.len() == 1 || !merge.counts_weight_zero() {
-        return Ok(());
-    }
-    context.warn(format!(
-        "{merge}: experts of weight 0 change the result, since signs are elected and directions chosen without weights: {}; \
-         leave them out with --experts",
-        zero.join(", ")
-    ))
+/// Warns of experts whose A's, which the merge `what` adds up, started from different random values.
+fn warn_of_seeds(what: &str, library: &Library, experts: &[Expert], context: &CommandContext) -> Result<()> {
+    let records = experts.iter().map(|expert| library.record(&expert.name)).collect::<Result<Vec<_>, _>>()?;
+    let named = experts.iter().zip(&records).map(|(expert, record)| (expert.name.as_str(), record.as_ref()));
+    warn_of_added_factors(what, named, context);
+    Ok(())
 }
 
 /// Warns of tasks whose rows become tokens otherwise than those that the experts were trained on.

@@ -48,6 +48,11 @@ impl OpenLibrary {
         Ok(Self { library, experts, records })
     }
 
+    /// The names of the experts, each with what is recorded of it.
+    pub fn named_records(&self) -> impl Iterator<Item = (&str, Option<&ExpertRecord>)> {
+        self.experts.names().iter().map(String::as_str).zip(self.records.iter().map(Option::as_ref))
+    }
+
     /// The tasks that these experts were trained on, directly or through the experts that they were made from.
     pub fn seen(&self, experts: impl IntoIterator<Item = usize>) -> Vec<TaskRecord> {
         let mut seen = Vec::new();

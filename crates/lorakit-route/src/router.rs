@@ -3,6 +3,7 @@
 use crate::error::{Result, RouteError};
 use crate::library_stack::LibraryStack;
 use crate::method_info::MethodInfo;
+use crate::mixing::Mixing;
 use crate::observer::Observer;
 use crate::prompt::prompt_router::PromptRouter;
 use crate::router_state::RouterState;
@@ -37,6 +38,11 @@ pub trait Router: Any + Debug + Display + Send + Sync {
     /// The rows that the router is fitted to unless the user gives others; none if nothing is fitted.
     fn training_data(&self) -> Option<TrainingData> {
         None
+    }
+
+    /// What a weight multiplies: an expert's delta, or its A and its B separately.
+    fn mixing(&self) -> Mixing {
+        Mixing::Outputs
     }
 
     /// Whether it reads the name of the current task, [`RouterContext::task`].

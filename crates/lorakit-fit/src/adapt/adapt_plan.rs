@@ -8,7 +8,7 @@ use crate::training::train_context::TrainContext;
 use crate::training::training_plan::{jobs, private};
 use lorakit_adapter::Library;
 use lorakit_task::Task;
-use lorakit_train::Job;
+use lorakit_train::{Job, TrainConfig};
 
 /// What a method does. Everything that can be wrong with a method and a library is found when the plan is made.
 pub struct AdaptPlan<'a>(Box<dyn Action + 'a>);
@@ -20,6 +20,11 @@ impl<'a> AdaptPlan<'a> {
     /// Where the method needs a library and there is none, or the library or the settings do not suit it.
     pub fn new(method: &'a dyn AdaptMethod, library: Option<&'a OpenLibrary>, configure: &Configure) -> Result<Self> {
         method.action(library, configure).map(Self)
+    }
+
+    /// The settings of training.
+    pub fn config(&self) -> &TrainConfig {
+        self.0.config()
     }
 
     /// Makes an adapter for each task, from the fraction of its rows, in `out`, which is locked.

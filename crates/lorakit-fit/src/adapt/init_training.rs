@@ -14,6 +14,8 @@ use serde::Serialize;
 pub(super) struct InitTraining {
     config: TrainConfig,
     init: Option<Init>,
+    /// What there is to say of the adapter that it starts from.
+    warning: Option<String>,
 }
 
 impl InitTraining {
@@ -26,7 +28,12 @@ impl InitTraining {
         if let Some(init) = &init {
             ensure_shape(init, &config)?;
         }
-        Ok(Self { config, init })
+        Ok(Self { config, init, warning: None })
+    }
+
+    /// Adds what the user is told before training, if anything.
+    pub fn with_warning(self, warning: Option<String>) -> Self {
+        Self { warning, ..self }
     }
 }
 
@@ -36,12 +43,27 @@ impl Action for InitTraining {
     }
 
     fn run(&self, context: &TrainContext, jobs: Vec<(TrainingPlan, Job)>, out: &Library) -> Result<Adapted> {
+        let unused = unused(&self.config).join(", ");
+        if !unused.is_empty() {
+            context.reporter.warn(&format!("unused settings: {unused}"));
+        }
+        self.warning.iter().for_each(|warning| context.reporter.warn(warning));
         let from_init = |(plan, job)| (plan, Job { init: self.init.clone(), ..job });
         let planned = jobs.into_iter().map(from_init).collect();
         context
             .train_jobs(TrainedKind::Experts, out, planned, &self.config)
             .map(|report| Adapted::Trained(Box::new(report)))
     }
+}
+
+/// The changed settings that only skills use.
+fn unused(settings: &TrainConfig) -> Vec<&'static str> {
+    let defaults = TrainConfig::default();
+    let changed = [
+        ("routing_learning_rate", settings.routing_learning_rate != defaults.routing_learning_rate),
+        ("splits", settings.splits != defaults.splits),
+    ];
+    changed.into_iter().filter_map(|(name, changed)| changed.then_some(name)).collect()
 }
 
 /// An expert in the record of where an initial adapter is from.

@@ -3,6 +3,7 @@
 use super::adapt_method::{Action, AdaptMethod, AdaptMethodInfo, Configure, no_settings};
 use super::init_training::{InitTraining, SourceExpert, rank_and_scale};
 use crate::error::{FitError, Result};
+use crate::initial_seeds::differing_initial_seeds;
 use crate::open_library::OpenLibrary;
 use lorakit_adapter::{Adapter, LowRank, Matrix};
 use lorakit_route::Expert;
@@ -41,7 +42,12 @@ impl AdaptMethod for Mean {
     fn action<'a>(&'a self, library: Option<&'a OpenLibrary>, configure: &Configure) -> Result<Box<dyn Action + 'a>> {
         let opened = library.ok_or(FitError::NeedsLibrary)?;
         let init = mean(opened, configure(TrainConfig::default())?.rank)?;
-        Ok(Box::new(InitTraining::new(Some(init), configure)?))
+        let differing = differing_initial_seeds(opened.named_records());
+        // Means of deltas suit any experts.
+        let differing = differing.filter(|_| have_one_shape(opened.experts.experts()));
+        let warning = differing
+            .map(|differing| format!("mean averages the A's of the experts, which suits those of one A: {differing}"));
+        Ok(Box::new(InitTraining::new(Some(init), configure)?.with_warning(warning)))
     }
 }
 

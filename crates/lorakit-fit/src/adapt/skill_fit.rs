@@ -87,7 +87,7 @@ impl Action for SkillFit<'_> {
     /// Fits the skills to the rows of each job, and writes the mixed adapters into `out`. Those that are there from the
     /// same rows, experts and settings are kept.
     fn run(&self, context: &TrainContext, jobs: Vec<(TrainingPlan, Job)>, out: &Library) -> Result<Adapted> {
-        let unused = unused(&self.config, &self.skills.settings()?).join(", ");
+        let unused = unused(self.method.scope, &self.config, &self.skills.settings()?).join(", ");
         if !unused.is_empty() {
             let name = self.method.info.name;
             context.reporter.warn(&format!("--method {name} does not use the settings {unused}"));
@@ -101,12 +101,16 @@ impl Action for SkillFit<'_> {
 }
 
 /// The settings that differ from the defaults and that fitting skills does not use.
-fn unused(settings: &TrainConfig, defaults: &TrainConfig) -> Vec<&'static str> {
+fn unused(scope: FitScope, settings: &TrainConfig, defaults: &TrainConfig) -> Vec<&'static str> {
+    let only_routing = scope == FitScope::Routing;
     let changed = [
+        ("learning_rate", only_routing && settings.learning_rate != defaults.learning_rate),
         ("dropout", settings.dropout > 0.0 && settings.dropout != defaults.dropout),
         ("eval_steps", settings.eval_steps.is_some_and(|steps| steps > 0)),
         ("save_steps", settings.save_steps != defaults.save_steps),
         ("max_loss_jump", settings.max_loss_jump != defaults.max_loss_jump),
+        ("experts_per_pass", settings.experts_per_pass.is_some()),
+        ("splits", settings.splits != defaults.splits),
         ("tie_qkv", settings.tie_qkv),
     ];
     changed.into_iter().filter_map(|(name, changed)| changed.then_some(name)).collect()

@@ -6,6 +6,7 @@ use super::outcomes::Outcomes;
 use crate::error::{FitError, Result};
 use crate::fitted_merge::fit_weights::fit_weights;
 use crate::fitted_merge::weight_fit::WeightFit;
+use crate::initial_seeds::warn_of_added_factors;
 use crate::open_library::OpenLibrary;
 use crate::training::train_context::TrainContext;
 use crate::training::training_plan::TrainingPlan;
@@ -116,6 +117,9 @@ impl WeightedExpertsFit<'_> {
         let fitted = fit_weights(self.merge, over, rows)?;
         context.reporter.status(&format!("{name}: {}", fitted.summary(&opened.experts)));
         let (merge, coefficients) = self.merge.merge(&opened.experts, &fitted.weights)?;
+        if merge.adds_factors() {
+            warn_of_added_factors(&self.merge.to_string(), opened.named_records(), context.reporter);
+        }
         let merged = merge.merge(opened.experts.experts(), &coefficients)?;
         let adapter = merged.adapter.with_target_names(&context.base.adaptable_modules()).with_one_rank()?;
         let losses = fitted.document(&opened.experts);

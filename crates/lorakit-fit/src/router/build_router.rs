@@ -11,9 +11,10 @@ use super::router_fits::ROUTER_FITS;
 use super::training_rows::TrainingRows;
 use crate::error::{FitError, Result, WithContext as _};
 use crate::fit_context::FitContext;
+use crate::initial_seeds::warn_of_added_factors;
 use lorakit_eval::PromptRouting;
 use lorakit_lora::{Patches, Sequence};
-use lorakit_route::{Observer, Router, RouterContext, RouterState, TrainingData};
+use lorakit_route::{Mixing, Observer, Router, RouterContext, RouterState, TrainingData};
 use lorakit_task::Task;
 use std::sync::Arc;
 
@@ -50,6 +51,9 @@ pub fn build_router<'base>(
     observer: Option<Arc<dyn Observer>>,
 ) -> Result<RoutedPatches<'base>> {
     let experts = &context.library.experts;
+    if router.mixing() == Mixing::Separate {
+        warn_of_added_factors(&router.to_string(), context.library.named_records(), context.reporter);
+    }
     let no_task = task.is_none() && context.tasks.is_empty();
     let without_task = |fit: &&dyn RouterFit| fit.state_without_task(router, context);
     let state = match no_task.then(|| ROUTER_FITS.iter().find_map(without_task)).flatten() {
@@ -78,7 +82,7 @@ fn state(context: &FitContext, router: &dyn Router, data: TrainingData, task: Op
     let state = fit(router, &rows)?;
     if let Err(error) = router_cache::write(library, &key, &state) {
         // A library that cannot be written to can still be routed.
-        context.reporter.warn(&format!("the fitted state of {} is not cached: {}", router.info().name, error.chain()));
+        context.reporter.warn(&format!("the fitted state of {} is not kept: {}", router.info().name, error.chain()));
     }
     Ok(state)
 }

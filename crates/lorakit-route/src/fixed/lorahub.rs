@@ -141,6 +141,13 @@ impl Router for LoraHub {
         &LORAHUB
     }
 
+    fn mixing(&self) -> Mixing {
+        match self.mode {
+            SearchMode::Greedy => Mixing::Outputs,
+            SearchMode::AsPublished => Mixing::Separate,
+        }
+    }
+
     /// # Errors
     /// If the state is missing, or was fitted to another library; as published, if ranks differ at a projection.
     fn patches(&self, experts: &LibraryStack, context: &RouterContext) -> Result<Patches> {
@@ -205,14 +212,6 @@ impl LoraHub {
             return Err(refused(name, shown(&defaults), problem));
         }
         read_over(name, &defaults, |key| mode.has(key), typed)
-    }
-
-    /// What a weight multiplies: the delta, or A and B separately.
-    pub fn mixing(&self) -> Mixing {
-        match self.mode {
-            SearchMode::Greedy => Mixing::Outputs,
-            SearchMode::AsPublished => Mixing::Separate,
-        }
     }
 
     /// Finds a weight for each of `experts`; deterministic for given losses.

@@ -68,6 +68,10 @@ impl Router for ScaledUniform {
         &SCALED_UNIFORM
     }
 
+    fn mixing(&self) -> Mixing {
+        self.mixing
+    }
+
     /// # Errors
     /// If the state is missing; under separate mixing, if ranks differ at a projection.
     fn patches(&self, experts: &LibraryStack, context: &RouterContext) -> Result<Patches> {

@@ -68,6 +68,10 @@ impl Router for Uniform {
         &UNIFORM
     }
 
+    fn mixing(&self) -> Mixing {
+        self.mixing
+    }
+
     /// # Errors
     /// Under separate mixing, if ranks differ at a projection.
     fn patches(&self, experts: &LibraryStack, _: &RouterContext) -> Result<Patches> {

@@ -25,6 +25,11 @@ pub trait MergeMethod: Any + Debug + Display + Send + Sync {
     /// or the method cannot mix their ranks. Each error names the expert and the module.
     fn merge(&self, experts: &[Expert], coefficients: &Coefficients) -> Result<Merged>;
 
+    /// Whether it adds up the A's, and the B's, and not the deltas.
+    fn adds_factors(&self) -> bool {
+        false
+    }
+
     /// A warning about merging this number of experts, if settings have no effect there.
     fn warning(&self, _experts: usize) -> Option<String> {
         None

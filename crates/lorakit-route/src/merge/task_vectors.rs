@@ -210,6 +210,10 @@ impl MergeMethod for TaskVectors {
         each_module(experts, coefficients, self.footprint(), |module| self.merge_module(module, &thresholds))
     }
 
+    fn adds_factors(&self) -> bool {
+        matches!(self.method.space, MergeSpace::Factors(_))
+    }
+
     fn warning(&self, experts: usize) -> Option<String> {
         if self.linear_of_one(experts).is_none() {
             return self.nothing_dropped(self);

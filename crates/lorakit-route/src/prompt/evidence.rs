@@ -199,6 +199,10 @@ impl Router for Evidence {
         &EVIDENCE
     }
 
+    fn mixing(&self) -> Mixing {
+        self.mixing
+    }
+
     /// The patches of a library: rows have their weights, and what these leave goes to the fallback.
     ///
     /// # Errors

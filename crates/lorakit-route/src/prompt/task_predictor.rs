@@ -73,6 +73,10 @@ impl Router for TaskPredictor {
         &TP
     }
 
+    fn mixing(&self) -> Mixing {
+        self.mixing
+    }
+
     /// # Errors
     /// Under separate mixing, if ranks differ at a projection.
     fn patches(&self, experts: &LibraryStack, context: &RouterContext) -> Result<Patches> {

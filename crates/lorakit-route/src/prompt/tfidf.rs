@@ -65,6 +65,10 @@ impl Router for Tfidf {
         &TFIDF
     }
 
+    fn mixing(&self) -> Mixing {
+        self.mixing
+    }
+
     /// # Errors
     /// Under separate mixing, if ranks differ at a projection.
     fn patches(&self, experts: &LibraryStack, context: &RouterContext) -> Result<Patches> {

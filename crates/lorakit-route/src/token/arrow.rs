@@ -101,6 +101,10 @@ impl Router for Arrow {
         &ARROW
     }
 
+    fn mixing(&self) -> Mixing {
+        self.mixing
+    }
+
     /// # Errors
     /// Under separate mixing, if ranks differ at a projection; with `tie=site`, if an expert's A's do; if a general
     /// expert is not in the library, or cannot be subtracted.

@@ -66,6 +66,10 @@ impl Router for ArrowNorm {
         &ARROW_NORM
     }
 
+    fn mixing(&self) -> Mixing {
+        self.mixing
+    }
+
     /// # Errors
     /// As of [`Arrow`].
     fn patches(&self, experts: &LibraryStack, _: &RouterContext) -> Result<Patches> {

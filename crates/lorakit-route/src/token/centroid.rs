@@ -98,6 +98,10 @@ impl Router for Centroid {
         &CM
     }
 
+    fn mixing(&self) -> Mixing {
+        self.mixing
+    }
+
     /// # Errors
     /// If the state is missing, or was fitted to another library; under separate mixing, if ranks differ at a projection.
     fn patches(&self, experts: &LibraryStack, context: &RouterContext) -> Result<Patches> {
