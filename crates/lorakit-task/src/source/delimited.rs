@@ -37,6 +37,12 @@ impl FileFormat for Delimited {
 }
 
 fn parse(text: &str, delimiter: u8) -> Result<Vec<Map<String, Value>>> {
+    if let Some(line) = open_quote(text, delimiter) {
+        return Err(TaskError::Data(format!(
+            "line {line} opens a quoted cell that does not end; expected a closing quote (a cell that begins with a quote is \
+             quoted as a whole, with every quote in it written twice)"
+        )));
+    }
     let mut reader = csv::ReaderBuilder::new().delimiter(delimiter).from_reader(text.as_bytes());
     let refused = |error: csv::Error| TaskError::Data(format!("not a table of cells: {error}"));
     let names: Vec<String> = reader.headers().map_err(refused)?.iter().map(str::to_string).collect();
@@ -67,6 +73,37 @@ fn parse(text: &str, delimiter: u8) -> Result<Vec<Map<String, Value>>> {
         cells.map(|((name, cell), is_number)| (name.clone(), value(cell, is_number))).collect()
     };
     Ok(records.iter().map(row).collect())
+}
+
+/// The line of the quote that opens a cell in which the file ends, if it does: the reader takes the rest for that cell.
+fn open_quote(text: &str, delimiter: u8) -> Option<usize> {
+    enum Place {
+        Start,
+        Plain,
+        Quoted {
+            opened: usize,
+        },
+        /// After a quote in a quoted cell: it ends the cell, or is the first of two.
+        Quote {
+            opened: usize,
+        },
+    }
+    let (mut line, mut place) = (1, Place::Start);
+    for byte in text.bytes() {
+        place = match (place, byte) {
+            (Place::Start, b'"') => Place::Quoted { opened: line },
+            (Place::Quoted { opened }, b'"') => Place::Quote { opened },
+            (Place::Quoted { opened }, _) | (Place::Quote { opened }, b'"') => Place::Quoted { opened },
+            (_, b'\n' | b'\r') => Place::Start,
+            (_, byte) if byte == delimiter => Place::Start,
+            _ => Place::Plain,
+        };
+        line += usize::from(byte == b'\n');
+    }
+    match place {
+        Place::Quoted { opened } => Some(opened),
+        _ => None,
+    }
 }
 
 /// The number that a cell is, if JSON writes it so: 007 and 2.50 are texts. A column is of numbers if all its cells are.
@@ -104,6 +141,16 @@ mod tests {
         let message = |text| parse(text, b',').unwrap_err().to_string();
         assert!(message("a,b\n1,2\n3\n").contains("line: 3"), "{}", message("a,b\n1,2\n3\n"));
         assert!(message("a,a\n1,2\n").contains("two columns are named `a`"));
+        for (open, line) in
+            [("a,b\nq1,a1\nq2,\"a2\nq3,a3\n", 3), ("a,b\n\"x\ny\",1\n\"\"\"z,\n2", 4), ("\"a,b\n1,2\n", 1)]
+        {
+            assert!(
+                message(open).contains(&format!("line {line} opens a quoted cell that does not end")),
+                "{}",
+                message(open)
+            );
+        }
+        assert_eq!(rows("a,b\nx\"\"y,\"z\"\n", b','), json!([{"a": "x\"\"y", "b": "z"}]));
         let semicolons = message("input;output\na;b\n");
         assert!(
             semicolons.contains("`input;output`: its cells seem to be separated by ';'; expected ','"),
