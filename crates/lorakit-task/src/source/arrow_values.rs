@@ -20,22 +20,22 @@ pub(crate) fn append_rows(batch: &RecordBatch, budget: &mut SizeBudget, rows: &m
         let mut fields = Map::new();
         for (field, column) in schema.fields().iter().zip(batch.columns()) {
             let value = value(column, row, budget).at(|| format!("column `{}`", field.name()))?;
-            fields.insert(field.name().clone(), value);
+            fields.extend(value.map(|value| (field.name().clone(), value)));
         }
         rows.push(Value::Object(fields).into());
     }
     Ok(())
 }
 
-/// The value at `row` of a column.
-fn value(column: &dyn Array, row: usize, budget: &mut SizeBudget) -> Result<Value> {
+/// The value at `row` of a column; None for bytes that are no text, such as an image, which no row format or template reads.
+fn value(column: &dyn Array, row: usize, budget: &mut SizeBudget) -> Result<Option<Value>> {
     budget.spend(0)?;
     if column.is_null(row) {
-        return Ok(Value::Null);
+        return Ok(Some(Value::Null));
     }
     match column.data_type() {
-        DataType::Null => Ok(Value::Null),
-        DataType::Boolean => Ok(column.as_boolean().value(row).into()),
+        DataType::Null => Ok(Some(Value::Null)),
+        DataType::Boolean => Ok(Some(column.as_boolean().value(row).into())),
         DataType::Dictionary(_, _) => {
             let dictionary = column.as_any_dictionary();
             let key = dictionary.normalized_keys().get(row).copied().unwrap_or(usize::MAX);
@@ -44,19 +44,21 @@ fn value(column: &dyn Array, row: usize, budget: &mut SizeBudget) -> Result<Valu
                 false => Err(TaskError::Data("a dictionary key has no value".to_string())),
             }
         }
-        DataType::List(_) => list(&column.as_list::<i32>().value(row), budget),
-        DataType::LargeList(_) => list(&column.as_list::<i64>().value(row), budget),
-        DataType::FixedSizeList(_, _) => list(&column.as_fixed_size_list().value(row), budget),
-        DataType::Struct(_) => object(column, row, budget),
-        DataType::Map(_, _) => map(column, row, budget),
-        kind if kind.is_numeric() => number(column, row),
-        kind if kind.is_temporal() => time(column, row),
+        DataType::List(_) => list(&column.as_list::<i32>().value(row), budget).map(Some),
+        DataType::LargeList(_) => list(&column.as_list::<i64>().value(row), budget).map(Some),
+        DataType::FixedSizeList(_, _) => list(&column.as_fixed_size_list().value(row), budget).map(Some),
+        DataType::Struct(_) => object(column, row, budget).map(Some),
+        DataType::Map(_, _) => map(column, row, budget).map(Some),
+        kind if kind.is_numeric() => number(column, row).map(Some),
+        kind if kind.is_temporal() => time(column, row).map(Some),
         _ => text(column, row, budget),
     }
 }
 
 fn list(items: &ArrayRef, budget: &mut SizeBudget) -> Result<Value> {
-    (0..items.len()).map(|item| value(items, item, budget)).collect::<Result<Vec<_>>>().map(Value::Array)
+    // A list keeps the places of the others.
+    let item = |item| -> Result<Value> { Ok(value(items, item, budget)?.unwrap_or_default()) };
+    (0..items.len()).map(item).collect::<Result<Vec<_>>>().map(Value::Array)
 }
 
 fn object(column: &dyn Array, row: usize, budget: &mut SizeBudget) -> Result<Value> {
@@ -65,7 +67,7 @@ fn object(column: &dyn Array, row: usize, budget: &mut SizeBudget) -> Result<Val
     for (field, values) in column.fields().iter().zip(column.columns()) {
         budget.spend(field.name().len())?;
         let value = value(values, row, budget).at(|| format!("`{}`", field.name()))?;
-        fields.insert(field.name().clone(), value);
+        fields.extend(value.map(|value| (field.name().clone(), value)));
     }
     Ok(Value::Object(fields))
 }
@@ -79,10 +81,11 @@ fn map(column: &dyn Array, row: usize, budget: &mut SizeBudget) -> Result<Value>
     let mut fields = Map::new();
     for entry in 0..entries.len() {
         let key = match value(keys, entry, budget)? {
-            Value::String(key) => key,
-            other => other.to_string(),
+            Some(Value::String(key)) => key,
+            Some(other) => other.to_string(),
+            None => continue,
         };
-        fields.insert(key, value(values, entry, budget)?);
+        fields.extend(value(values, entry, budget)?.map(|value| (key, value)));
     }
     Ok(Value::Object(fields))
 }
@@ -115,7 +118,7 @@ fn short_float(value: f32) -> Value {
     shortest.map_or(Value::Null, Value::Number)
 }
 
-fn text(column: &dyn Array, row: usize, budget: &mut SizeBudget) -> Result<Value> {
+fn text(column: &dyn Array, row: usize, budget: &mut SizeBudget) -> Result<Option<Value>> {
     let bytes = match column.data_type() {
         DataType::Utf8 => column.as_string::<i32>().value(row).as_bytes(),
         DataType::LargeUtf8 => column.as_string::<i64>().value(row).as_bytes(),
@@ -127,7 +130,7 @@ fn text(column: &dyn Array, row: usize, budget: &mut SizeBudget) -> Result<Value
         other => return Err(unsupported(other)),
     };
     budget.spend(bytes.len())?;
-    Ok(std::str::from_utf8(bytes)?.into())
+    Ok(std::str::from_utf8(bytes).ok().map(Value::from))
 }
 
 /// Dates and times as Python's `isoformat` writes them.
@@ -187,4 +190,33 @@ fn iso_time(time: NaiveTime) -> String {
 
 fn unsupported(kind: &DataType) -> TaskError {
     TaskError::Data(format!("values of Arrow's type {kind} cannot be read; expected texts, numbers, lists or structs"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use arrow_array::{BinaryArray, StringArray, StructArray};
+    use arrow_schema::Field;
+    use serde_json::json;
+    use std::sync::Arc;
+
+    /// As `datasets` keeps images.
+    #[test]
+    fn bytes_that_are_no_text_are_left_out() {
+        let bytes: ArrayRef = Arc::new(BinaryArray::from_vec(vec![&b"\x89PNG\xff"[..], &b"abc"[..]]));
+        let path: ArrayRef = Arc::new(StringArray::from(vec!["a.png", "b.txt"]));
+        let field = |name: &str, kind: DataType| Arc::new(Field::new(name, kind, true));
+        let image = StructArray::from(vec![
+            (field("bytes", DataType::Binary), bytes.clone()),
+            (field("path", DataType::Utf8), path.clone()),
+        ]);
+        let columns: [(&str, ArrayRef); 3] = [("input", path), ("image", Arc::new(image)), ("raw", bytes)];
+        let batch = RecordBatch::try_from_iter(columns).unwrap();
+        let mut rows = Vec::new();
+        append_rows(&batch, &mut SizeBudget::of_file(1), &mut rows).unwrap();
+        assert_eq!(rows[0].value, json!({"input": "a.png", "image": {"path": "a.png"}}));
+        let text = json!({"input": "b.txt", "image": {"bytes": "abc", "path": "b.txt"}, "raw": "abc"});
+        assert_eq!(rows[1].value, text);
+    }
 }
