@@ -10,7 +10,7 @@ use super::repository::{Repository, RepositoryKind};
 use super::snapshot::{NeededFiles, RemoteSnapshot, snapshot};
 use crate::command_context::CommandContext;
 use anyhow::{Context as _, Result, ensure};
-use lorakit_task::{SplitFiles, describes_dataset};
+use lorakit_task::{SplitFiles, describes_dataset, of_one_format};
 use serde_json::Value;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -195,33 +195,52 @@ impl DatasetFiles {
             None => self.pick(&names)?,
         };
         let config = configs.iter().find(|config| config["config_name"] == name).unwrap_or(&Value::Null);
-        let entries = match &config["data_files"] {
-            Value::Array(entries) => entries.clone(),
-            Value::Null => return Ok(by_name(files)),
-            one => vec![one.clone()],
+        let folder = config["data_dir"].as_str().unwrap_or_default();
+        let within: Vec<&str> = files.iter().filter_map(|file| in_folder(file, folder)).collect();
+        ensure!(!within.is_empty(), "configuration `{name}`: no data file in the `data_dir` of its card, `{folder}`");
+        let splits = match &config["data_files"] {
+            Value::Array(entries) => named_by_card(entries, &within, name)?,
+            Value::Null => by_name(&within),
+            one => named_by_card(std::slice::from_ref(one), &within, name)?,
         };
-        let mut splits = Splits::new();
-        for entry in &entries {
-            let (split, paths) = match entry {
-                Value::Object(entry) => (entry.get("split").and_then(Value::as_str), &entry["path"]),
-                paths => (None, paths),
-            };
-            let name = split.unwrap_or("train");
-            let split =
-                split_of(name).with_context(|| format!("split `{name}` is none of train, validation and test"))?;
-            let patterns: Vec<&str> = match paths {
-                Value::Array(paths) => paths.iter().filter_map(Value::as_str).collect(),
-                path => path.as_str().into_iter().collect(),
-            };
-            let fits = |file: &&&str| patterns.iter().any(|pattern| fits(pattern, file));
-            splits.entry(split).or_default().extend(files.iter().filter(fits).map(|file| (**file).to_owned()));
-        }
-        ensure!(
-            splits.values().all(|files| !files.is_empty()),
-            "configuration `{name}`: its card names no file that there is"
-        );
-        Ok(splits)
+        let is_of = |own: &BTreeSet<String>, file: &str| in_folder(file, folder).is_some_and(|file| own.contains(file));
+        let whole = |own: BTreeSet<String>| -> BTreeSet<String> {
+            files.iter().filter(|file| is_of(&own, file)).map(|file| (*file).to_owned()).collect()
+        };
+        Ok(splits.into_iter().map(|(split, own)| (split, whole(own))).collect())
     }
+}
+
+/// The path of a file within a folder; None if it is not in it. All are in the folder of no name.
+fn in_folder<'a>(file: &'a str, folder: &str) -> Option<&'a str> {
+    match folder.trim_start_matches("./").trim_matches('/') {
+        "" | "." => Some(file),
+        folder => file.strip_prefix(folder)?.strip_prefix('/'),
+    }
+}
+
+/// The files that a card names for each split by `entries`.
+fn named_by_card(entries: &[Value], files: &[&str], name: &str) -> Result<Splits> {
+    let mut splits = Splits::new();
+    for entry in entries {
+        let (split, paths) = match entry {
+            Value::Object(entry) => (entry.get("split").and_then(Value::as_str), &entry["path"]),
+            paths => (None, paths),
+        };
+        let name = split.unwrap_or("train");
+        let split = split_of(name).with_context(|| format!("split `{name}` is none of train, validation and test"))?;
+        let patterns: Vec<&str> = match paths {
+            Value::Array(paths) => paths.iter().filter_map(Value::as_str).collect(),
+            path => path.as_str().into_iter().collect(),
+        };
+        let fits = |file: &&&str| patterns.iter().any(|pattern| fits(pattern, file));
+        splits.entry(split).or_default().extend(files.iter().filter(fits).map(|file| (**file).to_owned()));
+    }
+    ensure!(
+        splits.values().all(|files| !files.is_empty()),
+        "configuration `{name}`: its card names no file that there is"
+    );
+    Ok(splits)
 }
 
 /// Whether a task can be read from a file.
@@ -248,6 +267,7 @@ fn converted<'a>(files: &[&'a str]) -> Option<BTreeMap<&'a str, BTreeMap<&'a str
 }
 
 /// Files by the split that their path names. If some name none, they are no part of the dataset; if all, all are train rows.
+/// Of those of a split in several formats one is read.
 fn by_name(files: &[&str]) -> Splits {
     let mut splits = Splits::new();
     for file in files {
@@ -258,7 +278,8 @@ fn by_name(files: &[&str]) -> Splits {
     if splits.is_empty() {
         splits.insert("train", files.iter().map(|file| (*file).to_owned()).collect());
     }
-    splits
+    let of_one = |files: BTreeSet<String>| of_one_format(files.into_iter().collect(), Clone::clone);
+    splits.into_iter().map(|(split, files)| (split, of_one(files).into_iter().collect())).collect()
 }
 
 /// The split that a name has a word for; the last word counts.
@@ -346,6 +367,26 @@ mod tests {
         assert_eq!(choose(None, &["test.csv.gz", "train.csv.gz"], Value::Null).unwrap().len(), 2);
         assert!(choose(Some("x"), &["a.jsonl"], Value::Null).unwrap_err().to_string().contains("one configuration"));
         assert!(choose(None, &["README.md"], Value::Null).unwrap_err().to_string().contains("no file that ends in"));
+    }
+
+    #[test]
+    fn a_configuration_has_the_files_of_its_folder() {
+        let card = json!({"configs": [
+            {"config_name": "en", "data_dir": "./en/"},
+            {"config_name": "de", "data_dir": "de", "data_files": [{"split": "test", "path": "t*.jsonl"}]},
+            {"config_name": "fr", "data_dir": "fr"},
+        ]});
+        let files = ["en/train.jsonl", "en/test.jsonl", "de/train.jsonl", "de/t2.jsonl", "t1.jsonl", "end/train.jsonl"];
+        let of = |config| choose(Some(config), &files, card.clone());
+        assert_eq!(of("en").unwrap(), ["test: en/test.jsonl", "train: en/train.jsonl"]);
+        assert_eq!(of("de").unwrap(), ["test: de/t2.jsonl de/train.jsonl"]);
+        assert!(of("fr").unwrap_err().to_string().contains("no data file in the `data_dir` of its card, `fr`"));
+    }
+
+    #[test]
+    fn of_the_same_rows_in_several_formats_one_is_read() {
+        let files = ["data/train.csv", "data/train.jsonl", "data/test.csv"];
+        assert_eq!(choose(None, &files, Value::Null).unwrap(), ["test: data/test.csv", "train: data/train.jsonl"]);
     }
 
     #[test]
