@@ -23,21 +23,58 @@ pub fn tables(results: &Results, routers: &[&str], tasks: &[Task]) -> String {
     texts.join("\n\n")
 }
 
-/// Each metric's mean over the tasks that have it. Printed last, where a reader looks first.
+/// Each metric's mean over the tasks by which routers can be compared. Printed last, where a reader looks first.
 fn means(metrics: &[&str], results: &Results, routers: &[&str], tasks: &[Task]) -> String {
-    let score = |metric: &str, router: &str, task: &Task| results.get(router, &task.name)?.metrics.get(metric).copied();
+    let names: Vec<&str> = tasks.iter().map(|task| task.name.as_str()).collect();
     let line = |metric: &&str| {
-        let scored = tasks.iter().filter(|task| routers.iter().any(|router| score(metric, router, task).is_some()));
-        let cells =
-            routers.iter().map(|router| cell(mean(tasks.iter().filter_map(|task| score(metric, router, task)))));
-        [(*metric).to_owned(), scored.count().to_string()].into_iter().chain(cells).collect()
+        let shared = SharedTasks::of(metric, results, routers, &names);
+        let cells = routers.iter().map(|router| cell(shared.mean(metric, results, router)));
+        [(*metric).to_owned(), shared.count()].into_iter().chain(cells).collect()
     };
     let header = ["mean over tasks", "tasks"].into_iter().chain(routers.iter().copied());
     table(header, metrics.iter().map(line))
 }
 
+/// The tasks by which routers can be compared.
+pub struct SharedTasks<'t> {
+    /// Those on which every router has a score, of the routers that have any.
+    pub tasks: Vec<&'t str>,
+    /// How many tasks any router has a score on.
+    pub scored: usize,
+}
+
+impl<'t> SharedTasks<'t> {
+    /// For the means of a metric.
+    pub fn of(metric: &str, results: &Results, routers: &[&str], tasks: &[&'t str]) -> Self {
+        let has = |router: &str, task: &str| score(results, metric, router, task).is_some();
+        let scored: Vec<&str> =
+            tasks.iter().copied().filter(|task| routers.iter().any(|router| has(router, task))).collect();
+        let is_compared = |router: &&&str| scored.iter().any(|task| has(router, task));
+        let compared: Vec<&&str> = routers.iter().filter(is_compared).collect();
+        let shared = scored.iter().copied().filter(|task| compared.iter().all(|router| has(router, task)));
+        Self { tasks: shared.collect(), scored: scored.len() }
+    }
+
+    /// A router's mean over them.
+    pub fn mean(&self, metric: &str, results: &Results, router: &str) -> Option<Score> {
+        mean(self.tasks.iter().filter_map(|task| score(results, metric, router, task)))
+    }
+
+    /// How many they are, and of how many if there are more.
+    pub fn count(&self) -> String {
+        match self.tasks.len() {
+            shared if shared < self.scored => format!("{shared} of {}", self.scored),
+            shared => shared.to_string(),
+        }
+    }
+}
+
+fn score(results: &Results, metric: &str, router: &str, task: &str) -> Option<Score> {
+    results.get(router, task)?.metrics.get(metric).copied()
+}
+
 fn metric_table(metric: &str, results: &Results, routers: &[&str], tasks: &[Task]) -> String {
-    let score = |router: &str, task: &Task| results.get(router, &task.name)?.metrics.get(metric).copied();
+    let score = |router: &str, task: &Task| score(results, metric, router, &task.name);
     let rows = |task: &Task| {
         routers.iter().find_map(|router| results.get(router, &task.name)).map(|result: &TaskResult| {
             match task.count(Split::All) {
@@ -65,7 +102,7 @@ pub fn cell(score: Option<Score>) -> String {
 }
 
 /// The mean over tasks. Their errors are independent, so its standard error is the root of the sum of squares over n.
-pub fn mean(scores: impl Iterator<Item = Score>) -> Option<Score> {
+fn mean(scores: impl Iterator<Item = Score>) -> Option<Score> {
     let scores: Vec<Score> = scores.collect();
     let n = scores.len() as f64;
     let squares: Option<f64> = scores.iter().map(|score| score.stderr.map(|error| error * error)).sum();
@@ -76,6 +113,27 @@ pub fn mean(scores: impl Iterator<Item = Score>) -> Option<Score> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn routers_are_compared_by_the_tasks_that_all_of_them_have() {
+        let of = |value: f64| format!(r#"{{"n": 1, "metrics": {{"acc": {{"value": {value}}}}}}}"#);
+        let text = format!(
+            r#"{{"results": {{"base": {{"a": {}, "b": {}}}, "arrow": {{"a": {}}}, "chance": {{}}}}}}"#,
+            of(0.5),
+            of(0.0),
+            of(0.4)
+        );
+        let results = Results::parse(&text).unwrap_or_default();
+        let value = |routers: &[&str], router| {
+            let shared = SharedTasks::of("acc", &results, routers, &["a", "b"]);
+            (shared.count(), shared.mean("acc", &results, router).map(|score| score.value))
+        };
+        let all = ["base", "arrow", "chance"];
+        assert_eq!(value(&all, "base"), ("1 of 2".to_owned(), Some(0.5)));
+        assert_eq!(value(&all, "arrow"), ("1 of 2".to_owned(), Some(0.4)));
+        assert_eq!(value(&all, "chance"), ("1 of 2".to_owned(), None));
+        assert_eq!(value(&["base"], "base"), ("2".to_owned(), Some(0.25)));
+    }
 
     #[test]
     fn errors_of_the_mean_over_tasks_are_independent() {

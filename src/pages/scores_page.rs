@@ -4,7 +4,7 @@
 use super::markup::render;
 use super::page::Page;
 use crate::output::gain_table::Gains;
-use crate::output::score_tables::mean;
+use crate::output::score_tables::SharedTasks;
 use anyhow::Result;
 use lorakit_eval::{PairedDifference, Results, Score};
 use lorakit_task::Metric;
@@ -53,6 +53,8 @@ struct Body<'a> {
     metrics: Vec<&'a str>,
     first: &'a str,
     means: Vec<RouterMeans<'a>>,
+    /// Metrics whose means are not over all tasks, with how many they are over.
+    shared: Vec<String>,
     maps: Vec<ScoreMap<'a>>,
     bars: Vec<TaskBars<'a>>,
     routing: Vec<ShareMap<'a>>,
@@ -133,7 +135,12 @@ pub fn html(scored: &ScoredRouters) -> Result<String> {
     // Bars show an accuracy if there is one, else the loss.
     let shown =
         metrics.iter().find(|metric| **metric != Metric::Loss.name()).or(metrics.first()).copied().unwrap_or("");
+    let shared_of = |metric: &&str| {
+        let shared = SharedTasks::of(metric, scored.results, scored.routers, scored.tasks);
+        (shared.tasks.len() < shared.scored).then(|| format!("{metric} over {} tasks", shared.count()))
+    };
     let body = Body {
+        shared: metrics.iter().filter_map(shared_of).collect(),
         first: scored.routers.first().copied().unwrap_or(""),
         means: scored.routers.iter().map(|router| means(scored, &metrics, router)).collect(),
         maps: metrics.iter().map(|metric| score_map(scored, metric)).collect(),
@@ -163,7 +170,8 @@ fn score(scored: &ScoredRouters, router: &str, task: &str, metric: &str) -> Opti
 
 fn means<'a>(scored: &ScoredRouters, metrics: &[&str], router: &'a str) -> RouterMeans<'a> {
     let cell = |metric: &&str| {
-        let found = mean(scored.tasks.iter().filter_map(|task| score(scored, router, task, metric)));
+        let shared = SharedTasks::of(metric, scored.results, scored.routers, scored.tasks);
+        let found = shared.mean(metric, scored.results, router);
         let gain = scored.gains.get(metric).and_then(|by_router| by_router.get(router));
         MeanCell {
             score: found.map_or("–".to_owned(), |score| with_error(metric, score)),
@@ -299,6 +307,7 @@ mod tests {
         assert_eq!((map.experts.len(), map.experts[0], map.others), (SHOWN_EXPERTS, "<b>1", 1));
         assert!((map.rows[0].shares[2], map.rows[0].others) == (0.5, 0.0), "{:?}", map.rows[0].shares);
         let html = html(&scored).unwrap();
+        assert!(html.contains("only some tasks have a score of every router: loss over 1 of 2 tasks"), "{html}");
         assert!(html.contains("2 routers on 2 tasks") && html.contains("&lt;b&gt;") && !html.contains("<b>"), "{html}");
         assert!(!html.contains("http") && !html.contains("<script"), "{html}");
     }
