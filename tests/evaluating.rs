@@ -90,6 +90,64 @@ fn few_shot_prompts_begin_with_train_rows() {
 }
 
 #[test]
+fn a_task_without_enough_examples_does_not_stop_the_others() {
+    let work = Work::new();
+    fs::write(work.path("few.jsonl"), "{\"input\": \"a\", \"output\": \"b\"}\n").unwrap();
+    fs::write(work.path("few.toml"), "train = \"few.jsonl\"\ntest = \"test.jsonl\"\nmax_new_tokens = 2\n").unwrap();
+    let few = work.path("few.toml");
+    let ran = work.eval(&[few.as_str(), "--router", "base", "--metrics", "loss", "--num-fewshot", "2", "--json"]);
+    assert_eq!(ran.code, 1, "{}", ran.stderr);
+    let document: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(document["results"]["base"].as_object().unwrap().keys().collect::<Vec<_>>(), ["plural"]);
+    assert_contains(&ran.stderr, &["task `few`", "1 train rows", "all others are complete"]);
+}
+
+#[test]
+fn answers_that_cannot_be_generated_whole_are_announced() {
+    let work = Work::new();
+    let said = |max_new_tokens: usize| {
+        let toml = format!(
+            "train = \"train.jsonl\"\ntest = \"test.jsonl\"\nmetrics = [\"exact_match\"]\n\
+             max_new_tokens = {max_new_tokens}\n"
+        );
+        fs::write(work.path("plural.toml"), toml).unwrap();
+        work.eval(&["--router", "base"]).ok().stderr
+    };
+    assert_contains(&said(1), &["of 3 rows, 3 can never be answered in full", "max_new_tokens = 1"]);
+    assert!(!said(16).contains("answered in full"));
+}
+
+#[test]
+fn settings_of_generation_and_examples_keep_scores_apart() {
+    let work = Work::new();
+    let out = work.path("scores");
+    let write = |more: &str| {
+        let toml = format!("train = \"train.jsonl\"\ntest = \"test.jsonl\"\nmetrics = [\"exact_match\"]\n{more}\n");
+        fs::write(work.path("plural.toml"), toml).unwrap();
+    };
+    let said = |options: &[&str]| work.eval(&[&["--out", &out, "--router"][..], options].concat()).ok().stderr;
+    let (library, tasks) = (work.path("library"), format!("other={}", work.path("train.jsonl")));
+    run(["train-experts", "-q", "--base", "pico", "--library", &library, "--tasks", &tasks, "--set", "max_steps=1"])
+        .ok();
+    let uniform = ["uniform", "--library", &library];
+    for setting in ["max_new_tokens = 3", "max_new_tokens = 2\nstop = [\"x\"]", "max_new_tokens = 2\nextract = \"x\""] {
+        write("max_new_tokens = 2");
+        said(&["base"]);
+        assert!(!said(&uniform).contains("other settings"), "the same settings");
+        write(setting);
+        assert_contains(&said(&uniform), &["other settings (tasks)"]);
+        fs::remove_dir_all(&out).unwrap();
+    }
+    write("max_new_tokens = 2");
+    said(&["base", "--num-fewshot", "1"]);
+    write("max_new_tokens = 2\nfewshot_delimiter = \"\\n\"");
+    let shown = [&uniform[..], &["--num-fewshot", "1"]].concat();
+    assert_contains(&said(&shown), &["other settings (tasks)"]);
+    let config = fs::read_to_string(Path::new(&out).join("results.json")).unwrap();
+    assert_contains(&config, &["\"fewshot_delimiter\": \"\\n\"", "\"max_new_tokens\": 2"]);
+}
+
+#[test]
 fn one_router_s_failure_does_not_stop_the_others() {
     let work = Work::new();
     let (library, out) = (work.path("library"), work.path("scores"));

@@ -103,8 +103,7 @@ pub fn run(args: EvalArgs, context: &CommandContext) -> Result<()> {
     let mut options = EvalOptions { split: args.split, limit, ..EvalOptions::default() };
     // Tasks that cannot be evaluated are found before anything slow starts.
     let tasks = args.load_tasks(&fit, &options, &mut failures, context)?;
-    let with_examples = |task: &Task| task.with_few_shot(args.num_fewshot, args.split);
-    let prompted = tasks.iter().map(with_examples).collect::<Result<Vec<_>, _>>()?;
+    let (tasks, prompted) = failures.with_examples(tasks, args.num_fewshot, args.split, context)?;
     context.output.status(RowCounts::new(&tasks, &options));
     let routers = distinct(&args.router);
     warn_of_fits(&routers, &fit, args.split, context);
@@ -281,7 +280,7 @@ impl EvalArgs {
             routers: routers.iter().map(|typed| (typed.text.as_str(), typed.router.to_string())).collect(),
             seed,
             split: self.split,
-            tasks: tasks.iter().map(EvaluatedTask::of).collect(),
+            tasks: tasks.iter().map(|task| EvaluatedTask::of(task, self.num_fewshot)).collect(),
             encoding: Some(self.encoding.encoding()).filter(|encoding| *encoding != RowEncoding::default()),
         })
     }

@@ -2,7 +2,7 @@
 
 use crate::args::task_args::TaskDocument;
 use lorakit_model::Base;
-use lorakit_task::{RowEncoding, Split, Task};
+use lorakit_task::{AnswerPattern, RowEncoding, Split, Task};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -49,12 +49,48 @@ pub struct EvaluatedTask<'a> {
     identity: TaskDocument<'a>,
     /// The number of its rows in all splits.
     rows: usize,
+    /// How its answers are generated, if a metric needs them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    generation: Option<GenerationSettings<'a>>,
+    /// The texts around the examples before its prompts, if there are any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fewshot: Option<FewShotSettings<'a>>,
+}
+
+/// How the answers of a task are generated and read, by the keys of a task TOML.
+#[derive(Serialize)]
+struct GenerationSettings<'a> {
+    max_new_tokens: usize,
+    stop: &'a [String],
+    extract: Option<&'a str>,
+}
+
+/// The texts around examples, by the keys of a task TOML.
+#[derive(Serialize)]
+struct FewShotSettings<'a> {
+    fewshot_description: &'a str,
+    fewshot_delimiter: &'a str,
 }
 
 impl<'a> EvaluatedTask<'a> {
-    /// Of a task.
-    pub fn of(task: &'a Task) -> Self {
-        Self { identity: TaskDocument::of(task), rows: task.count(Split::All) }
+    /// Of a task, with so many examples before its prompts.
+    pub fn of(task: &'a Task, num_fewshot: usize) -> Self {
+        let settings = GenerationSettings {
+            max_new_tokens: task.generation.max_new_tokens,
+            stop: &task.generation.stop,
+            extract: task.generation.extract.as_ref().map(AnswerPattern::pattern),
+        };
+        let texts = FewShotSettings {
+            fewshot_description: &task.few_shot.description,
+            fewshot_delimiter: &task.few_shot.delimiter,
+        };
+        let is_generated = task.metrics.iter().any(|metric| metric.needs_generation());
+        Self {
+            identity: TaskDocument::of(task),
+            rows: task.count(Split::All),
+            generation: is_generated.then_some(settings),
+            fewshot: (num_fewshot > 0).then_some(texts),
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use crate::interrupt::Interrupted;
 use anyhow::{Error, Result, ensure};
 use lorakit_eval::EvalOptions;
 use lorakit_fit::pluralize;
-use lorakit_task::Task;
+use lorakit_task::{Split, Task};
 use serde::Serialize;
 
 /// Routers and tasks that could not be evaluated. The others still are.
@@ -48,10 +48,33 @@ impl Failures {
         options: &EvalOptions,
         context: &CommandContext,
     ) -> Result<Vec<Task>> {
+        let kept = self.keep(tasks, |task| task.rows(options.split, options.limit).map(|_| ()), context)?;
+        Ok(kept.into_iter().map(|(task, ())| task).collect())
+    }
+
+    /// The tasks that have rows for so many examples, each with itself as it is prompted. If none has, the first error is
+    /// returned.
+    pub fn with_examples(
+        &mut self,
+        tasks: Vec<Task>,
+        shots: usize,
+        split: Split,
+        context: &CommandContext,
+    ) -> Result<(Vec<Task>, Vec<Task>)> {
+        Ok(self.keep(tasks, |task| task.with_few_shot(shots, split), context)?.into_iter().unzip())
+    }
+
+    /// The tasks of which `of` gives something, with that.
+    fn keep<T>(
+        &mut self,
+        tasks: Vec<Task>,
+        of: impl Fn(&Task) -> lorakit_task::Result<T>,
+        context: &CommandContext,
+    ) -> Result<Vec<(Task, T)>> {
         let (mut scorable, mut errors) = (Vec::new(), Vec::new());
         for task in tasks {
-            match task.rows(options.split, options.limit).map(|_| ()) {
-                Ok(()) => scorable.push(task),
+            match of(&task) {
+                Ok(found) => scorable.push((task, found)),
                 Err(error) => errors.push((task.name, error)),
             }
         }

@@ -52,10 +52,12 @@ impl CurrentRun<'_> {
         }
         let tasks: BTreeSet<&str> = shared.iter().map(|(_, task)| task.as_str()).collect();
         let (before, now) = (rows(&config["tasks"]), rows(&self.config["tasks"]));
-        let (before_count, count) = (counts(&config["tasks"]), counts(&self.config["tasks"]));
+        // One file may be read as more or fewer rows by another version, which may not have recorded the others.
+        let known = ["rows", "generation", "fewshot"]
+            .map(|key| (of_tasks(&config["tasks"], key), of_tasks(&self.config["tasks"], key)));
         let same = |task: &str| {
             before.get(task).zip(now.get(task)).is_none_or(|(before, now)| before == now)
-                && before_count.get(task).zip(count.get(task)).is_none_or(|(before, now)| before == now)
+                && known.iter().all(|(before, now)| before.get(task).zip(now.get(task)).is_none_or(|(a, b)| a == b))
         };
         if !tasks.into_iter().all(same) {
             keys.push("tasks");
@@ -80,12 +82,10 @@ fn rows<'a>(tasks: &'a Value) -> BTreeMap<&'a str, (&'a Value, &'a Value)> {
     tasks.as_array().into_iter().flatten().filter_map(rows).collect()
 }
 
-/// The number of rows of each task in a list of a configuration, where it is known: one file may be read as more or fewer
-/// rows by another version.
-fn counts(tasks: &Value) -> BTreeMap<&str, u64> {
-    let count = |task: &'_ Value| task["rows"].as_u64();
-    let named = tasks.as_array().into_iter().flatten().filter_map(|task| Some((task["name"].as_str()?, count(task)?)));
-    named.collect()
+/// What each task in a list of a configuration has under a key, where that is recorded.
+fn of_tasks<'a>(tasks: &'a Value, key: &str) -> BTreeMap<&'a str, &'a Value> {
+    let of = |task: &'a Value| Some((task["name"].as_str()?, task.get(key)?));
+    tasks.as_array().into_iter().flatten().filter_map(of).collect()
 }
 
 #[cfg(test)]
@@ -103,7 +103,8 @@ mod tests {
         let routers: Vec<RouterArg> = ["uniform", "cm"].iter().map(|text| text.parse().unwrap()).collect();
         let config = json!({
             "base": "b", "seed": 0, "split": "test", "experts": ["e"], "library": "l", "fit": [],
-            "tasks": [{"name": "a", "sha256": "1", "split_seed": 0, "rows": 4}],
+            "tasks": [{"name": "a", "sha256": "1", "split_seed": 0, "rows": 4,
+                "generation": {"max_new_tokens": 64}, "fewshot": {"fewshot_delimiter": "\n"}}],
         });
         let run = CurrentRun { config: &config, routers: &routers, tasks: &tasks };
         let with = |key: &str, value: Value| {
@@ -140,6 +141,10 @@ mod tests {
         assert_eq!(keys("base", "a", &with("tasks", rows("1"))), [""; 0], "the number of rows is not known");
         let more = json!([{"name": "a", "sha256": "1", "split_seed": 0, "rows": 5}]);
         assert_eq!(keys("base", "a", &with("tasks", more)), ["tasks"]);
+        let given = |key: &str, value: Value| json!([{"name": "a", "sha256": "1", "split_seed": 0, key: value}]);
+        assert_eq!(keys("base", "a", &with("tasks", given("generation", json!({"max_new_tokens": 8})))), ["tasks"]);
+        assert_eq!(keys("base", "a", &with("tasks", given("generation", json!({"max_new_tokens": 64})))), [""; 0]);
+        assert_eq!(keys("base", "a", &with("tasks", given("fewshot", json!({"fewshot_delimiter": " "})))), ["tasks"]);
         assert_eq!(keys("tp", "a", &with("fit", rows("2"))), ["fit"]);
         assert_eq!(keys("arrow", "a", &with("fit", rows("2"))), [""; 0], "it is not fitted");
     }

@@ -1,10 +1,10 @@
-//! The warning about rows that do not fit in the base's context.
+//! The warning about rows that do not fit in the base's context, or whose answers do not fit in what is generated.
 
 use lorakit_eval::TaskScores;
 use lorakit_fit::pluralize;
 use lorakit_task::Task;
 
-/// One sentence with the number of rows that were cut or got fewer new tokens; none if all fit.
+/// One sentence with the number of rows that were cut, got fewer new tokens or need more of them; none if all fit.
 pub fn warning(task: &Task, scores: &TaskScores, positions: usize) -> Option<String> {
     let (cut, max_new_tokens) = (&scores.truncated, task.generation.max_new_tokens);
     let parts = [
@@ -15,9 +15,17 @@ pub fn warning(task: &Task, scores: &TaskScores, positions: usize) -> Option<Str
     ];
     let parts: Vec<String> =
         parts.iter().filter(|(rows, _)| *rows > 0).map(|(rows, what)| format!("{rows} {what}")).collect();
+    let cut_parts = (!parts.is_empty()).then(|| format!("{}; the base supports {positions} tokens", parts.join(", ")));
+    let long = (cut.long_answers > 0).then(|| {
+        format!(
+            "{} can never be answered in full: the first accepted answer is longer than max_new_tokens = {max_new_tokens}, \
+             which a task TOML can raise",
+            cut.long_answers
+        )
+    });
+    let said: Vec<String> = cut_parts.into_iter().chain(long).collect();
     let all = pluralize(scores.n, "row");
-    let because = format!("the base supports {positions} tokens");
-    (!parts.is_empty()).then(|| format!("task `{}`: of {all}, {}; {because}", task.name, parts.join(", ")))
+    (!said.is_empty()).then(|| format!("task `{}`: of {all}, {}", task.name, said.join("; ")))
 }
 
 #[cfg(test)]
@@ -42,5 +50,9 @@ mod tests {
              than max_new_tokens = 24; the base supports 256 tokens"
         );
         assert_eq!(text, expected);
+        let text = of(TruncatedRows { long_answers: 3, ..TruncatedRows::default() }).unwrap();
+        let expected =
+            "of 9 rows, 3 can never be answered in full: the first accepted answer is longer than max_new_tokens = 24";
+        assert!(text.contains(expected), "{text}");
     }
 }

@@ -1,9 +1,9 @@
-//! Rows that do not fit in the base's context.
+//! Rows that do not fit in the base's context, or whose answers are longer than what is generated.
 
 use crate::token_budget::TokenBudget;
 use lorakit_task::Example;
 
-/// How many of a task's rows do not fit in the base's context.
+/// How many of a task's rows do not fit in the base's context, or in what is generated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TruncatedRows {
     /// Rows whose likelihoods were computed without the beginning of the prompt.
@@ -14,6 +14,8 @@ pub struct TruncatedRows {
     pub generation_prompts: usize,
     /// Rows after whose prompt there was room for fewer new tokens than the task asks for.
     pub new_tokens: usize,
+    /// Rows whose first accepted answer has more tokens than the task lets a model generate.
+    pub long_answers: usize,
 }
 
 impl TruncatedRows {
