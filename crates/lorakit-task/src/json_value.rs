@@ -64,6 +64,18 @@ pub(crate) fn kind(value: &Value) -> &'static str {
     }
 }
 
+/// The value without the null entries of its objects at any depth, with which files of fixed columns fill them up.
+pub(crate) fn without_nulls(value: &Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let given = fields.iter().filter(|(_, value)| !value.is_null());
+            Value::Object(given.map(|(key, value)| (key.clone(), without_nulls(value))).collect())
+        }
+        Value::Array(items) => items.iter().map(without_nulls).collect(),
+        scalar => scalar.clone(),
+    }
+}
+
 /// The keys of an object, for messages.
 pub(crate) fn keys(fields: &Map<String, Value>) -> String {
     let keys: Vec<_> = fields.keys().map(|key| format!("`{key}`")).collect();

@@ -60,8 +60,8 @@ impl Message {
         };
         // Templates ask whether a field is defined, and files of fixed columns fill messages up with nulls.
         let is_given = |(key, value): &(&String, &Value)| key.as_str() == "content" || !value.is_null();
-        let fields: Map<String, Value> =
-            fields.iter().filter(is_given).map(|(key, value)| (key.clone(), value.clone())).collect();
+        let given = |(key, value): (&String, &Value)| (key.clone(), json_value::without_nulls(value));
+        let fields: Map<String, Value> = fields.iter().filter(is_given).map(given).collect();
         let role = match fields.get("role") {
             Some(Value::String(role)) => role.clone(),
             Some(other) => return Err(expected("a text as `role`", json_value::kind(other))),
@@ -108,6 +108,11 @@ impl Message {
         calls.filter_map(|call| call.get("function").unwrap_or(call).get("name")?.as_str())
     }
 
+    /// Whether it calls functions.
+    pub(crate) fn calls_functions(&self) -> bool {
+        self.fields.get("tool_calls").and_then(Value::as_array).is_some_and(|calls| !calls.is_empty())
+    }
+
     /// Whether a model writes it.
     pub(crate) fn is_reply(&self) -> bool {
         self.role == ASSISTANT
@@ -133,6 +138,20 @@ impl Conversation {
     /// A conversation without tools.
     pub fn new(messages: Vec<Message>) -> Conversation {
         Conversation { messages, ..Conversation::default() }
+    }
+
+    /// The conversation with the `tools` of its row, a list or its JSON text; they may be missing or null.
+    ///
+    /// # Errors
+    /// If the text is not JSON.
+    pub fn with_tools(self, tools: Option<&Value>) -> Result<Conversation> {
+        let tools = match tools {
+            None | Some(Value::Null) => None,
+            Some(Value::String(text)) if text.trim().is_empty() => None,
+            Some(Value::String(text)) => Some(serde_json::from_str(text).map_err(TaskError::from).at(|| "`tools`")?),
+            Some(given) => Some(json_value::without_nulls(given)),
+        };
+        Ok(Conversation { tools: tools.filter(|tools: &Value| tools != &Value::Array(Vec::new())), ..self })
     }
 
     /// The index of the last reply.
@@ -212,6 +231,10 @@ mod tests {
         assert_eq!(read.content, "ab");
         assert_eq!(Value::Object(read.fields(true)), parts);
         assert_eq!(Value::Object(read.fields(false)), json!({"role": "user", "content": "ab"}));
+        let filled =
+            json!({"role": "user", "content": [{"type": "text", "text": "a", "image_url": null}], "name": null});
+        let given = json!({"role": "user", "content": [{"type": "text", "text": "a"}]});
+        assert_eq!(Value::Object(Message::read(&filled).unwrap().fields(true)), given);
         let call = json!({"role": "assistant", "content": null, "tool_calls": []});
         assert_eq!(Message::read(&call).unwrap().content, "");
     }

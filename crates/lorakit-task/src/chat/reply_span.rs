@@ -31,8 +31,8 @@ pub(crate) struct ReplyFinder<'a> {
     pub conversation: &'a Conversation,
     /// The whole conversation, rendered without a generation prompt.
     pub rendered: &'a RenderedChat,
-    /// The length in bytes of the special token that a text begins with, if it does.
-    pub special_token: &'a dyn Fn(&str) -> Option<usize>,
+    /// The texts of the special tokens.
+    pub special: &'a [String],
 }
 
 impl ReplyFinder<'_> {
@@ -66,9 +66,10 @@ impl ReplyFinder<'_> {
             prefix = self.render(reply + 1, false)?;
             &prefix
         };
-        let content = self.conversation.messages[reply].content.trim();
+        let message = &self.conversation.messages[reply];
+        let content = message.content.trim();
         let start = self.start(reply, through, content)?;
-        let end = start + self.reply_len(&through[start..], content);
+        let end = start + self.reply_len(&through[start..], content, message.calls_functions());
         whole.starts_with(&through[..end]).then_some(start..end)
     }
 
@@ -88,20 +89,41 @@ impl ReplyFinder<'_> {
         places().take_while(|&at| at <= near).last().or_else(|| places().next())
     }
 
-    /// The length of a reply at the start of `text`, with what ends its turn: a special token if one follows, else whatever
-    /// follows.
-    fn reply_len(&self, text: &str, content: &str) -> usize {
+    /// The length of a reply at the start of `text`, which ends with it but for white space: with calls of functions, and
+    /// with the token that ends its turn. Some templates begin the next turn after that.
+    fn reply_len(&self, text: &str, content: &str, calls: bool) -> usize {
+        let whole = text.trim_end();
         // Without content all that is there, such as calls of tools, is the reply.
         if content.is_empty() {
-            return text.trim_end().len();
+            return whole.len();
         }
-        let content_end = text.find(content).map_or(0, |at| at + content.len());
-        let after = &text[content_end..];
-        let ending = after.trim_start();
-        match (self.special_token)(ending) {
-            Some(length) => text.len() - ending.len() + length,
-            None => content_end + after.trim_end().len(),
+        // Reasoning before the content may have its text too.
+        let contents = text.match_indices(content).map(|(at, _)| at + content.len());
+        let Some(turn_end) = contents.filter_map(|end| self.special_after(text, end)).last() else {
+            return whole.len();
+        };
+        let has_next_turn = !calls && !self.special.iter().any(|token| whole.ends_with(token.as_str()));
+        if has_next_turn || self.is_special_alone(&text[turn_end..]) { turn_end } else { whole.len() }
+    }
+
+    /// Where the special token ends that a text has at `at`, after white space, if it has one.
+    fn special_after(&self, text: &str, at: usize) -> Option<usize> {
+        let rest = text[at..].trim_start();
+        self.special_at_start(rest).map(|length| text.len() - rest.len() + length)
+    }
+
+    /// The length of the special token that a text begins with, if it does; the longest of several.
+    fn special_at_start(&self, text: &str) -> Option<usize> {
+        self.special.iter().filter(|token| text.starts_with(token.as_str())).map(String::len).max()
+    }
+
+    /// Whether a text is nothing but special tokens and white space.
+    fn is_special_alone(&self, text: &str) -> bool {
+        let mut rest = text.trim_start();
+        while let Some(length) = self.special_at_start(rest) {
+            rest = rest[length..].trim_start();
         }
+        rest.is_empty()
     }
 
     /// The first `messages` messages as text; None if the template refuses them.

@@ -50,15 +50,9 @@ pub(crate) fn read(value: &Value, column: &str) -> Result<Vec<Message>> {
     messages.iter().enumerate().map(read).collect()
 }
 
-/// The conversation with the row's `tools`, a list or its JSON text.
+/// The conversation with the row's `tools`.
 pub(crate) fn with_tools(conversation: Conversation, columns: &Columns) -> Result<Conversation> {
-    let tools = match columns.as_map().get("tools") {
-        None | Some(Value::Null) => None,
-        Some(Value::String(text)) if text.trim().is_empty() => None,
-        Some(Value::String(text)) => Some(serde_json::from_str(text).map_err(TaskError::from).at(|| "`tools`")?),
-        Some(given) => Some(given.clone()),
-    };
-    Ok(Conversation { tools: tools.filter(|tools: &Value| tools != &Value::Array(Vec::new())), ..conversation })
+    conversation.with_tools(columns.as_map().get("tools"))
 }
 
 /// The messages before the last reply, for display.

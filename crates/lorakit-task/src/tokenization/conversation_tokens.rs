@@ -39,8 +39,8 @@ impl ConversationTokens {
             }
         };
         let (tokens, offsets) = (encoding.get_ids().to_vec(), encoding.get_offsets());
-        let special_token = |text: &str| tokenizer.special_token_at(text);
-        let finder = ReplyFinder { template, conversation: &kept, rendered: &rendered, special_token: &special_token };
+        let special = tokenizer.special_texts();
+        let finder = ReplyFinder { template, conversation: &kept, rendered: &rendered, special: &special };
         let found = finder.find();
         // Elsewhere a call may be left out: nothing is learned of its reply.
         let last_alone = match tokenizer.encoding().loss {

@@ -198,11 +198,11 @@ impl Tokenizer {
         self.tokenizer.encode(text, false).map_err(failed("cannot tokenize"))
     }
 
-    /// The length in bytes of the special token that a text begins with, if it does; the longest of several.
-    pub(crate) fn special_token_at(&self, text: &str) -> Option<usize> {
-        let added = self.tokenizer.get_added_tokens_decoder();
-        let special = added.iter().filter(|(id, token)| token.special || self.stops.contains(id));
-        special.map(|(_, token)| token.content.as_str()).filter(|token| text.starts_with(token)).map(str::len).max()
+    /// The texts of the special tokens, and of those at which generation stops.
+    pub(crate) fn special_texts(&self) -> Vec<String> {
+        let added = self.tokenizer.get_added_tokens_decoder().into_iter();
+        let special = added.filter(|(id, token)| token.special || self.stops.contains(id));
+        special.map(|(_, token)| token.content).filter(|text| !text.is_empty()).collect()
     }
 
     /// The tokens of a text, with BOS first if the tokenizer's post-processor adds it, once (a text that spells BOS gets
