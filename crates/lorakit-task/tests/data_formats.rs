@@ -98,6 +98,20 @@ fn folders_are_tasks_named_after_them() {
 }
 
 #[test]
+fn of_the_same_rows_in_several_formats_one_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    for (file, text) in [
+        ("train.jsonl", "{\"input\": \"a\", \"output\": \"o\"}\n"),
+        ("train.csv", "input,output\na,o\n"),
+        ("test.csv", "input,output\nb,o\n"),
+    ] {
+        fs::write(folder.path().join(file), text).unwrap();
+    }
+    let task = load(folder.path());
+    assert_eq!([Split::Train, Split::Test].map(|split| task.count(split)), [1, 1]);
+}
+
+#[test]
 fn files_beside_others_are_tasks_by_themselves() {
     let names = |files: &[&str]| -> Vec<String> {
         let folder = tempfile::tempdir().unwrap();
@@ -229,10 +243,17 @@ fn undesired_completions_are_left_out() {
     let task = load(&path);
     let numbers: Vec<usize> = task.rows(Split::All, None).unwrap().iter().map(|row| row.number).collect();
     assert_eq!(numbers, [1, 3]);
-    let expected = "2 of 4 rows are left out: their `label` is false, so that their completions are not desired";
+    let expected = "2 of 4 rows are left out: their `label` is false or 0, so that their completions are not desired";
     assert_eq!(task.warnings, [expected]);
     fs::write(&path, row(2, "false")).unwrap();
-    assert!(message(&path).contains("no row is left: the `label` of each is false"), "{}", message(&path));
+    assert!(message(&path).contains("no row is left: the `label` of each is false or 0"), "{}", message(&path));
+    // As numbers, and as CSV has them.
+    fs::write(&path, [row(1, "1"), row(2, "0"), row(3, "0.0")].join("\n")).unwrap();
+    assert_eq!(load(&path).count(Split::All), 1);
+    let csv = folder.path().join("kto.csv");
+    fs::write(&csv, "prompt,completion,label\np1,c,True\np2,c,False\np3,c,false\n").unwrap();
+    assert_eq!(load(&csv).count(Split::All), 1);
+    fs::write(&path, row(2, "false")).unwrap();
     // A template reads them as it says.
     let toml = "rows = \"kto.jsonl\"\nprompt = \"{{ prompt }}\"\ntarget = \"{{ label }}\"";
     fs::write(folder.path().join("t.toml"), toml).unwrap();

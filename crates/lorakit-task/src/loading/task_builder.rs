@@ -94,10 +94,10 @@ fn left_out(undesired: usize, others: usize) -> Result<Option<String>> {
     match (undesired, others) {
         (0, _) => Ok(None),
         (_, 0) => Err(TaskError::Data(
-            "no row is left: the `label` of each is false, so that its completion is not desired".to_owned(),
+            "no row is left: the `label` of each is false or 0, so that its completion is not desired".to_owned(),
         )),
         _ => Ok(Some(format!(
-            "{undesired} of {} rows are left out: their `label` is false, so that their completions are not desired",
+            "{undesired} of {} rows are left out: their `label` is false or 0, so that their completions are not desired",
             undesired + others
         ))),
     }

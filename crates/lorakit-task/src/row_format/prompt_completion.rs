@@ -38,9 +38,16 @@ impl RowFormat for PromptCompletion {
         Some("")
     }
 
-    /// As KTO's rows say.
+    /// As KTO's rows say: by false or 0, of which CSV has only the texts.
     fn is_undesired(&self, columns: &Columns) -> bool {
-        columns.get("label") == Some(&Value::Bool(false))
+        match columns.get("label") {
+            Some(Value::Bool(label)) => !label,
+            Some(Value::Number(label)) => label.as_f64() == Some(0.0),
+            Some(Value::String(label)) => {
+                label.trim().eq_ignore_ascii_case("false") || label.trim().parse::<f64>() == Ok(0.0)
+            }
+            _ => false,
+        }
     }
 }
 
