@@ -3,7 +3,7 @@
 use crate::command_context::CommandContext;
 use lorakit_adapter::ExpertRecord;
 use lorakit_fit::{OpenLibrary, chat_template_of, trained_encoding};
-use lorakit_task::{BosTokens, Example, Message, RowEncoding, Task, Tokenizer};
+use lorakit_task::{BosTokens, Conversation, Example, Message, RowEncoding, Task, Tokenizer};
 
 /// What is recorded of the experts in use.
 pub struct EncodingCheck<'a> {
@@ -100,8 +100,9 @@ fn bos(is_chat: bool, tokenizer: &Tokenizer) -> Option<BosTokens> {
     let encoding = tokenizer.encoding();
     let tokens = |bos| {
         let tokenizer = tokenizer.clone().with_encoding(RowEncoding { bos, ..encoding });
+        let ask = Conversation::new(vec![Message::new("user", "a")]);
         match is_chat {
-            true => Example::encode_chat_prompt(&[Message::new("user", "a")], &tokenizer, usize::MAX).ok(),
+            true => Example::encode_chat_prompt(&ask, &tokenizer, usize::MAX).ok(),
             false => Example::encode_prompt("a", &tokenizer, usize::MAX).ok(),
         }
     };

@@ -1,7 +1,7 @@
 //! Prompts, from the command line, stdin or a file.
 
 use anyhow::{Context as _, Result, bail, ensure};
-use lorakit_task::{Example, JsonLine, Message, Tokenizer, read_json_lines};
+use lorakit_task::{Conversation, Example, JsonLine, Message, Tokenizer, read_json_lines};
 use serde_json::{Map, Value, json};
 use std::io::Read;
 use std::path::Path;
@@ -24,8 +24,8 @@ pub struct PromptRow {
 pub enum Prompt {
     /// A text, which is continued.
     Text(String),
-    /// Messages, which the base's chat template renders for the reply to them.
-    Chat(Vec<Message>),
+    /// Messages, and tools if there are any, which the base's chat template renders for the reply to them.
+    Chat(Conversation),
 }
 
 impl PromptRow {
@@ -71,7 +71,10 @@ impl PromptRow {
         };
         let prompt = match value {
             Value::String(text) if name == "prompt" => Prompt::Text(text.clone()),
-            Value::Array(messages) => Prompt::Chat(read_messages(messages).with_context(|| format!("`{name}`"))?),
+            Value::Array(messages) => {
+                let messages = read_messages(messages).with_context(|| format!("`{name}`"))?;
+                Prompt::Chat(Conversation::new(messages).with_tools(fields.get("tools"))?)
+            }
             _ if name == "prompt" => bail!("`prompt` is {value}; expected a text, or a list of messages"),
             _ => bail!("`messages` is {value}; expected a list of messages"),
         };
@@ -80,10 +83,11 @@ impl PromptRow {
 
     /// The prompt as a user's message, after a system message if one is given.
     pub fn into_chat(self, system: Option<&str>) -> Result<Self> {
-        let mut messages = match self.prompt {
-            Prompt::Text(text) => vec![Message::new("user", &text)],
-            Prompt::Chat(messages) => messages,
+        let mut conversation = match self.prompt {
+            Prompt::Text(text) => Conversation::new(vec![Message::new("user", &text)]),
+            Prompt::Chat(conversation) => conversation,
         };
+        let messages = &mut conversation.messages;
         if let Some(system) = system {
             ensure!(
                 messages.iter().all(|message| message.role != "system"),
@@ -92,7 +96,7 @@ impl PromptRow {
             );
             messages.insert(0, Message::new("system", system));
         }
-        Ok(Self { prompt: Prompt::Chat(messages), ..self })
+        Ok(Self { prompt: Prompt::Chat(conversation), ..self })
     }
 
     /// Whether it goes through the chat template.
@@ -104,7 +108,7 @@ impl PromptRow {
     pub fn tokens(&self, tokenizer: &Tokenizer, max_length: usize) -> Result<Vec<u32>> {
         match &self.prompt {
             Prompt::Text(text) => Example::encode_prompt(text, tokenizer, max_length),
-            Prompt::Chat(messages) => Example::encode_chat_prompt(messages, tokenizer, max_length),
+            Prompt::Chat(conversation) => Example::encode_chat_prompt(conversation, tokenizer, max_length),
         }
         .with_context(|| self.place.clone())
     }
@@ -163,12 +167,31 @@ mod tests {
 {"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}]}
 {"prompt": "a"}"#;
         let roles = |row: PromptRow| match row.into_chat(Some("t")) {
-            Ok(PromptRow { prompt: Prompt::Chat(messages), .. }) => messages.into_iter().map(|m| m.role).collect(),
+            Ok(PromptRow { prompt: Prompt::Chat(chat), .. }) => chat.messages.into_iter().map(|m| m.role).collect(),
             other => vec![format!("{other:?}")],
         };
         let rows: Vec<Vec<String>> = read(rows).unwrap().into_iter().map(roles).collect();
         assert_eq!((&rows[0], &rows[2]), (&vec!["system".to_owned(), "user".to_owned()], &rows[0]));
         assert!(rows[1][0].contains("a system message of its own"), "{rows:?}");
+    }
+
+    #[test]
+    fn the_tools_of_a_row_are_those_of_its_conversation() {
+        let user = r#"[{"role": "user", "content": "a"}]"#;
+        let tools = r#"[{"name": "f", "strict": null}]"#;
+        let rows = format!(
+            "{{\"messages\": {user}, \"tools\": {tools}}}\n{{\"prompt\": {user}, \"tools\": {}}}\n\
+             {{\"messages\": {user}}}\n",
+            json!(r#"[{"name": "f"}]"#)
+        );
+        let tools = |row: PromptRow| match row.into_chat(None).unwrap().prompt {
+            Prompt::Chat(chat) => chat.tools,
+            Prompt::Text(_) => None,
+        };
+        let tools: Vec<Option<Value>> = read(rows).unwrap().into_iter().map(tools).collect();
+        assert_eq!(tools, [Some(json!([{"name": "f"}])), Some(json!([{"name": "f"}])), None]);
+        let error = format!("{:#}", read(format!("{{\"messages\": {user}, \"tools\": \"[\"}}")).unwrap_err());
+        assert!(error.contains("p.jsonl:1: `tools`"), "{error}");
     }
 
     #[test]

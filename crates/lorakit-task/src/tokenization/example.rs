@@ -1,6 +1,6 @@
 //! A tokenized row, for training and scoring.
 
-use crate::chat::conversation::{Conversation, Message};
+use crate::chat::conversation::Conversation;
 use crate::chat::reply_span::ReplySource;
 use crate::error::{At, Result, TaskError};
 use crate::row::{Row, RowKind};
@@ -233,13 +233,16 @@ impl Example {
         render().at(|| format!("row {}", row.number))
     }
 
-    /// Tokenizes messages for the reply that follows them, by the chat template: cut from the left to `max_length` tokens.
+    /// Tokenizes a conversation for the reply that follows it, by the chat template: cut from the left to `max_length` tokens.
     ///
     /// # Errors
-    /// If the base has no chat template, or it refuses the messages.
-    pub fn encode_chat_prompt(messages: &[Message], tokenizer: &Tokenizer, max_length: usize) -> Result<Vec<u32>> {
-        let conversation = Conversation::new(messages.to_vec());
-        let text = tokenizer.chat_template()?.render(&conversation, true)?.text;
+    /// If the base has no chat template, or it refuses the conversation.
+    pub fn encode_chat_prompt(
+        conversation: &Conversation,
+        tokenizer: &Tokenizer,
+        max_length: usize,
+    ) -> Result<Vec<u32>> {
+        let text = tokenizer.chat_template()?.render(conversation, true)?.text;
         Example::fit_prompt(tokenizer.encode_without_special(&text)?, tokenizer, max_length)
     }
 
