@@ -83,6 +83,34 @@ fn a_library_is_trained_on_conversations_and_asked_by_them() {
 }
 
 #[test]
+fn an_expert_that_answers_as_its_template_writes_replies_is_right() {
+    let chat = Chat::new();
+    let thinking = "{% if m.role == 'assistant' and loop.last %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}";
+    let template =
+        TEMPLATE.replace("{{ m.role + ': ' + m.content", &format!("{{{{ m.role + ': ' }}}}{thinking}{{{{ m.content"));
+    chat.write("base/chat_template.jinja", &template);
+    let messages =
+        |i: usize| json!([{"role": "user", "content": format!("{i}?")}, {"role": "assistant", "content": "yes"}]);
+    chat.write("yes.jsonl", &(0..12).map(|i| format!("{}\n", json!({"messages": messages(i)}))).collect::<String>());
+    chat.write(
+        "plain.jsonl",
+        &(0..12).map(|i| format!("{}\n", json!({"input": format!("{i}?"), "output": "yes"}))).collect::<String>(),
+    );
+    let train = "train-experts --base @base --library @library -q --set max_steps=30 learning_rate=1e-2 max_grad_norm=1 \
+                 eval_steps=0 --tasks @yes.jsonl";
+    chat.write("stopped.toml", "rows = \"plain.jsonl\"\nstop = [\"\\n\"]\n");
+    chat.words(train).ok();
+    let eval = "eval --base @base --library @library --router expert:yes --tasks @yes.jsonl @plain.jsonl @stopped.toml --chat \
+                --split all";
+    let scores = chat.words(&format!("{eval} --json --log-samples --out @scores")).json();
+    for task in ["yes", "plain", "stopped"] {
+        assert_eq!(scores["results"]["expert:yes"][task]["metrics"]["exact_match"]["value"], 1.0, "{scores}");
+    }
+    let samples = fs::read_to_string(chat.path("scores/samples_expert_yes_yes.jsonl")).unwrap();
+    assert_contains(&samples, &["</think>"]);
+}
+
+#[test]
 fn replies_that_end_with_no_stop_token_are_said() {
     let chat = Chat::new();
     let train = |library: &str| {

@@ -1,10 +1,10 @@
 //! The chance level of a task: the scores of a random choice, or of the most frequent answer.
 
 use crate::error::{EvalError, Result};
-use crate::evaluate::{EvalOptions, score_text};
+use crate::evaluate::{EvalOptions, gold, score_answer};
 use crate::metrics::score::TaskScores;
 use crate::sample::Sample;
-use lorakit_task::{Row, Split, Task};
+use lorakit_task::{ReplyOpening, Row, Split, Task};
 use std::collections::BTreeMap;
 
 /// Scores answers that do not depend on the prompt: a choice drawn at random, whose expected accuracy is one over the
@@ -27,21 +27,23 @@ pub fn score_chance(task: &Task, options: &EvalOptions) -> Result<TaskScores> {
             sample.metrics.extend(choosing.map(|metric| (metric.name().to_owned(), chance)));
         }
         if let Some(answer) = most_frequent {
-            score_text(answer, task, &mut sample)?;
+            score_answer(Some(answer), &ReplyOpening::reasoning(row), task, &mut sample)?;
         }
         Ok::<_, EvalError>(sample)
     };
     Ok(TaskScores::of(rows.iter().map(score).collect::<Result<_>>()?, Default::default()))
 }
 
-/// The most frequent answer of the train rows, if there are any.
+/// The most frequent answer of the train rows, if there are any: the part of it that is compared.
 fn most_frequent_answer(task: &Task) -> Result<Option<&str>> {
     if task.count(Split::Train) == 0 {
         return Ok(None);
     }
     let rows = task.rows(Split::Train, None)?;
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-    rows.iter().for_each(|row| *counts.entry(row.target()).or_default() += 1);
+    for row in rows {
+        *counts.entry(gold(row.target(), &ReplyOpening::reasoning(row), task)).or_default() += 1;
+    }
     let most = counts.values().copied().max();
     Ok(counts.into_iter().find(|(_, count)| Some(*count) == most).map(|(answer, _)| answer))
 }
@@ -69,6 +71,27 @@ mod tests {
         let scores = score_chance(&task, &options).unwrap();
         assert_eq!((scores.n, scores.metrics["exact_match"].value), (200, 0.75));
         assert!(!scores.metrics.contains_key("loss"));
+    }
+
+    fn polar(i: usize) -> &'static str {
+        if i.is_multiple_of(4) { "no" } else { "yes" }
+    }
+
+    /// `extract` finds the answer in what a model writes; the rows have it alone.
+    #[test]
+    fn answers_are_counted_as_they_are_compared() {
+        let rows = |answer: fn(usize) -> String| -> String {
+            (0..200).map(|i| format!("{{\"input\": \"q{i}\", \"output\": \"{}\"}}\n", answer(i))).collect()
+        };
+        let chance = |answer: fn(usize) -> String| {
+            let mut task = task("polar.jsonl", &rows(answer));
+            task.metrics.push(lorakit_task::Metric::ExactMatch);
+            task.generation.extract = Some(lorakit_task::AnswerPattern::new("answer is (yes|no)").unwrap());
+            let options = EvalOptions { split: Split::All, ..EvalOptions::default() };
+            score_chance(&task, &options).unwrap().metrics["exact_match"].value
+        };
+        assert_eq!(chance(|i| polar(i).to_owned()), 0.75);
+        assert_eq!(chance(|i| format!("{i}: the answer is {}", polar(i))), 0.75, "answers that differ elsewhere");
     }
 
     #[test]

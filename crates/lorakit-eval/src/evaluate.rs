@@ -2,7 +2,7 @@
 
 use crate::error::{EvalError, Result};
 use lorakit_model::TokenPrecision;
-use lorakit_task::{Example, LossTokens, Metric, Row, Split, Task};
+use lorakit_task::{Example, LossTokens, Metric, ReplyOpening, Row, Split, Task};
 use serde::{Deserialize, Serialize};
 
 use crate::choice_scores::{Question, chosen, questions, score_questions};
@@ -161,6 +161,8 @@ impl Evaluation<'_> {
             let whole = Example::encode_row_prompt(row, tokenizer, usize::MAX)?;
             let budget = TokenBudget::new(whole.len(), max_new_tokens, positions);
             self.truncated.count_generation(budget, whole.len(), max_new_tokens);
+            let answer = tokenizer.encode_without_special(row.target())?.len();
+            self.truncated.long_answers += usize::from(answer > max_new_tokens);
             prompts.push(match budget.prompt < whole.len() {
                 true => Example::encode_row_prompt(row, tokenizer, budget.prompt)?,
                 false => whole,
@@ -171,9 +173,13 @@ impl Evaluation<'_> {
 
     fn generation(&mut self) -> Result<()> {
         let settings = &self.task.generation;
+        let opening = |row: &&Row| ReplyOpening::new(row, self.model.tokenizer);
+        let openings: Vec<ReplyOpening> = self.rows.iter().map(opening).collect::<lorakit_task::Result<_>>()?;
+        let is_in_opening = |stop: &String| openings.iter().any(|opening| opening.contains(stop));
+        let (late_stop, stop): (Vec<String>, _) = settings.stop.iter().cloned().partition(is_in_opening);
         let config = GenerateOptions {
             max_new_tokens: settings.max_new_tokens,
-            stop: settings.stop.clone(),
+            stop,
             batch_tokens: self.options.batch_tokens,
             cache_bytes: self.options.cache_bytes,
             ..GenerateOptions::default()
@@ -188,8 +194,8 @@ impl Evaluation<'_> {
             }
         });
         let generated = generated.map_err(|error| in_row(error, &self.rows))?;
-        for (sample, generated) in self.samples.iter_mut().zip(generated) {
-            score_text(&generated.text, self.task, sample)?;
+        for ((sample, generated), opening) in self.samples.iter_mut().zip(generated).zip(&openings) {
+            score_text(before_stop(opening.answer(&generated.text), &late_stop), opening, self.task, sample)?;
             sample.generated = Some(generated);
         }
         Ok(())
@@ -209,12 +215,34 @@ fn report(stage: EvalStage, total: usize, progress: &mut (dyn FnMut(EvalProgress
     move |done| progress(EvalProgress { stage, done, total })
 }
 
-/// The metrics of a generated text. A text without a match of the task's `extract` has no answer and is wrong.
-pub(crate) fn score_text(text: &str, task: &Task, sample: &mut Sample) -> Result<()> {
-    let extract = task.generation.extract.as_ref();
-    let answer = extract.map_or(Some(text), |extract| extract.apply(text));
-    let gold = |accepted: &String| extract.and_then(|extract| extract.apply(accepted)).unwrap_or(accepted).to_string();
-    let accepted: Vec<String> = sample.accepted.iter().map(gold).collect();
+/// An answer up to the first of the texts at which generation could not stop, since they stand before answers as well.
+fn before_stop<'t>(answer: &'t str, stop: &[String]) -> &'t str {
+    let begun = if stop.is_empty() { answer } else { answer.trim_start() };
+    let end = stop.iter().filter_map(|stop| begun.find(stop.as_str())).min();
+    end.map_or(begun, |end| &begun[..end])
+}
+
+/// The metrics of the answer in a generated text. A text without a match of the task's `extract` has no answer and is wrong.
+fn score_text(text: &str, opening: &ReplyOpening, task: &Task, sample: &mut Sample) -> Result<()> {
+    let answer = task.generation.extract.as_ref().map_or(Some(text), |extract| extract.apply(text));
+    score_answer(answer, opening, task, sample)
+}
+
+/// The part of an accepted answer that is compared: what the task's `extract` finds, or all of it.
+pub(crate) fn gold<'a>(accepted: &'a str, opening: &ReplyOpening, task: &Task) -> &'a str {
+    let accepted = opening.accepted(accepted);
+    task.generation.extract.as_ref().and_then(|extract| extract.apply(accepted)).unwrap_or(accepted)
+}
+
+/// The metrics of the answer that was found in a text.
+pub(crate) fn score_answer(
+    answer: Option<&str>,
+    opening: &ReplyOpening,
+    task: &Task,
+    sample: &mut Sample,
+) -> Result<()> {
+    let accepted: Vec<String> =
+        sample.accepted.iter().map(|accepted| gold(accepted, opening, task).to_owned()).collect();
     let mut put = |name: &str, value: f64| sample.metrics.insert(name.to_string(), value);
     for &metric in &task.metrics {
         match metric {

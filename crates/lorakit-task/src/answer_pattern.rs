@@ -23,11 +23,11 @@ impl AnswerPattern {
         Ok(AnswerPattern(regex))
     }
 
-    /// The first group of the first match, or the whole match if the pattern has no group; None without a match, which
-    /// makes a generated text wrong.
+    /// The first group that took part in the first match, or the whole match if none did; None without a match, which makes
+    /// a generated text wrong.
     pub fn apply<'t>(&self, text: &'t str) -> Option<&'t str> {
         let captures = self.0.captures(text).ok()??;
-        let found = captures.get(1).or_else(|| captures.get(0))?;
+        let found = captures.iter().skip(1).flatten().next().or_else(|| captures.get(0))?;
         Some(found.as_str())
     }
 
@@ -49,6 +49,8 @@ mod tests {
         assert_eq!(extract.apply("five"), None);
         let extract = AnswerPattern::new(r"(?<=the answer is ).*(?=\.)").unwrap();
         assert_eq!(extract.apply("So the answer is (B)."), Some("(B)"));
+        let extract = AnswerPattern::new(r"answer: (\w)|\((\w)\)").unwrap();
+        assert_eq!((extract.apply("answer: B"), extract.apply("It is (C).")), (Some("B"), Some("C")));
         assert!(AnswerPattern::new("(").is_err());
     }
 }

@@ -11,9 +11,9 @@ impl Task {
     /// description, then of each example its prompt, the target delimiter, its first accepted answer and the few-shot
     /// delimiter. The examples are the first train rows, for all rows the same (its sampler `first_n`); a row is no example
     /// of itself. Where the task names no text to stop at, generation stops at the few-shot delimiter, before a further
-    /// example.
+    /// example, unless that is empty.
     ///
-    /// A conversation has those of its examples as turns before its own. The description is its system message, or comes
+    /// A conversation has those of its examples as turns before its own, without delimiters. The description is its system message, or comes
     /// before that which it has; for a chat template without that role, before the user's first message.
     ///
     /// # Errors
@@ -60,7 +60,8 @@ impl Task {
             Ok((*split, Row { prompt, kind, ..row.clone() }))
         });
         let mut task = Task { rows: rows.collect::<Result<_>>()?, ..self.clone() };
-        if task.generation.stop.is_empty() {
+        let is_delimited = !self.few_shot.delimiter.is_empty() && !self.has_conversations();
+        if task.generation.stop.is_empty() && is_delimited {
             task.generation.stop.push(self.few_shot.delimiter.clone());
         }
         Ok(task)
@@ -111,6 +112,9 @@ mod tests {
         "#;
         let shown = task(toml, r#"{"input": "box", "output": "boxes"}"#).with_few_shot(1, Split::Test).unwrap();
         assert_eq!(prompts(&shown, Split::Test), ["Plurals.\nQ: cat\nA: cats\nQ: box\nA:"]);
+        assert_eq!(shown.generation.stop, ["\n"]);
+        let joined = task("fewshot_delimiter = \"\"", r#"{"input": "box", "output": "boxes"}"#);
+        assert_eq!(joined.with_few_shot(1, Split::Test).unwrap().generation.stop, [""; 0], "it would end every answer");
     }
 
     #[test]
@@ -147,6 +151,7 @@ mod tests {
         };
         let mut texts = |messages: &[(&str, &str)], takes_system: bool| {
             let prompted = shown(&mut examples, chat(messages)).unwrap();
+            assert_eq!(prompted.generation.stop, [""; 0], "no delimiter stands between turns");
             let RowKind::Conversation(read) = &prompted.rows[1].1.kind else { unreachable!() };
             let read = read.described(takes_system);
             let texts: Vec<String> = read.messages.iter().map(|message| message.content.clone()).collect();

@@ -79,6 +79,7 @@ pub use tokenization::example::{Example, TokenView, Truncation};
 pub use tokenization::gguf::gguf_tokenizer::gguf_tokenizer_files;
 pub use tokenization::incremental_decoder::IncrementalDecoder;
 pub use tokenization::pico_tokenizer::{pico_tokenizer, pico_tokenizer_config};
+pub use tokenization::reply_opening::ReplyOpening;
 pub use tokenization::row_encoding::{BosTokens, LossTokens, RowEncoding};
 pub use tokenization::row_layout::RowLayout;
 pub use tokenization::tokenizer::Tokenizer;

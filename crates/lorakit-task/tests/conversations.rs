@@ -3,13 +3,24 @@
 
 use std::fs;
 
-use lorakit_task::{BosTokens, Example, LossTokens, ReplySource, RowEncoding, Split, Task, Tokenizer};
+use lorakit_task::{BosTokens, Example, LossTokens, ReplyOpening, ReplySource, RowEncoding, Split, Task, Tokenizer};
 use serde_json::{Value, json};
 
 const CHATML: &str = include_str!("fixtures/chat_templates/chatml.jinja");
 const GEMMA: &str = include_str!("fixtures/chat_templates/gemma.jinja");
 const LLAMA_3: &str = include_str!("fixtures/chat_templates/llama_3.jinja");
 const THINKING: &str = include_str!("fixtures/chat_templates/thinking.jinja");
+
+/// The last reply begins with an empty block of reasoning, as Qwen3's does.
+const EMPTY_THINKING: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n\
+    {% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}\
+    {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+/// A reply has channels, as those of gpt-oss: reasoning, which ends with `</s>`, and the content, with `<|eot_id|>`.
+const CHANNELS: &str = "{% for m in messages %}{% if m.role == 'assistant' %}\
+    {% if m.thinking %}<|im_start|>assistant<s>analysis<|im_end|>{{ m.thinking }}</s>{% endif %}\
+    <|im_start|>assistant<s>final<|im_end|>{{ m.content }}<|eot_id|>\
+    {% else %}<|im_start|>{{ m.role }}<|im_end|>{{ m.content }}</s>{% endif %}{% endfor %}\
+    {% if add_generation_prompt %}<|im_start|>assistant{% endif %}";
 
 /// The tokens that the templates write.
 const SPECIAL: [&str; 9] = [
@@ -188,6 +199,89 @@ fn calls_of_functions_are_replies() {
     assert_eq!(shown(json!({"messages": filled})), "user:a</s>assistant:[b</s>]");
     let empty = json!({"messages": [{"role": "user", "content": null, "tool_calls": null}]});
     assert!(load(&format!("{empty}\n{empty}\n")).is_err());
+}
+
+/// Calls between special tokens, as Mistral's templates write them.
+#[test]
+fn a_reply_of_text_and_calls_ends_after_the_calls() {
+    let template = "{% for m in messages %}{% if m.role == 'user' %}<|im_start|>{{ m.content }}<|im_end|>{% else %}\
+                    {{ m.content }}{% for call in m.tool_calls %}<|eot_id|>{{ call.function.name }}<end_of_turn>\
+                    {{ call.function.arguments | tojson }}{% endfor %}</s>{% endif %}{% endfor %}";
+    let call = |arguments: Value| {
+        let calls = json!([{"type": "function", "function": {"name": "f", "arguments": arguments}}]);
+        let reply = json!({"role": "assistant", "content": "Paris.", "tool_calls": calls});
+        json!({"messages": [{"role": "user", "content": "a"}, reply]})
+    };
+    let shown = |template: &str, row: Value| {
+        let tokenizer = self::tokenizer(Some(template));
+        marked(&encode(row, &tokenizer, 999).unwrap(), &tokenizer)
+    };
+    let reply = |arguments: &str| format!("<|im_start|>a<|im_end|>[Paris.<|eot_id|>f<end_of_turn>{arguments}</s>]");
+    assert_eq!(shown(template, call(json!({"x": 1}))), reply("{\"x\": 1}"));
+    assert_eq!(shown(template, call(json!({"x": "Paris."}))), reply("{\"x\": \"Paris.\"}"));
+    // Parquet gives every struct the fields of all.
+    assert_eq!(shown(template, call(json!({"x": {"y": 1, "z": null}, "w": null}))), reply("{\"x\": {\"y\": 1}}"));
+    let endless = reply("{\"x\": 1}").replace("</s>", "");
+    assert_eq!(shown(&template.replace("</s>", ""), call(json!({"x": 1}))), endless);
+}
+
+#[test]
+fn a_reply_ends_after_its_content_wherever_else_that_text_is() {
+    let shown = |template: &str, reply: Value| {
+        let tokenizer = tokenizer(Some(template));
+        let row = json!({"messages": [{"role": "user", "content": "a"}, reply]});
+        marked(&encode(row, &tokenizer, 999).unwrap(), &tokenizer)
+    };
+    let prompt = "<|im_start|>user<|im_end|>a</s>";
+    let reasoned = json!({"role": "assistant", "content": "4", "thinking": "2+2=4"});
+    let expected =
+        "<|im_start|>assistant[<s>analysis<|im_end|>2+2=4</s><|im_start|>assistant<s>final<|im_end|>4<|eot_id|>]";
+    assert_eq!(shown(CHANNELS, reasoned), format!("{prompt}{expected}"));
+    // Nor is the content there as it was given.
+    let changed = CHANNELS.replace("{{ m.content }}<|eot_id|>", "{{ m.content | upper }}<|eot_id|>");
+    let expected = "<|im_start|>assistant[<s>final<|im_end|>D<|eot_id|>]";
+    assert_eq!(shown(&changed, json!({"role": "assistant", "content": "d"})), format!("{prompt}{expected}"));
+    // A template that begins the next turn, asked or not.
+    let next = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n";
+    let expected = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n[s<|im_end|>]\n<|im_start|>assistant\n";
+    assert_eq!(shown(next, json!({"role": "assistant", "content": "s"})), expected);
+}
+
+#[test]
+fn what_a_template_writes_before_a_reply_is_no_part_of_the_answer() {
+    let of = |row: Value, template: &str, chat: bool| {
+        let tokenizer = tokenizer(Some(template)).with_encoding(RowEncoding { chat, ..RowEncoding::default() });
+        let task = task(&[row.clone(), row]);
+        ReplyOpening::new(task.rows(Split::All, None).unwrap()[0], &tokenizer).unwrap()
+    };
+    let opening = of(two_turns(), EMPTY_THINKING, false);
+    for text in
+        ["<think>\n\n</think>\n\nParis", "<think>\nRome or Paris.\n</think>\n\nParis", "Rome?</think>Paris", "Paris"]
+    {
+        assert_eq!(opening.answer(text).trim(), "Paris");
+    }
+    assert_eq!(opening.accepted("<think>x</think>Paris"), "Paris");
+    assert_eq!(opening.accepted("<think>x</think>\n"), "<think>x</think>\n", "there is nothing else");
+    // Generated text lacks special tokens.
+    assert_eq!(of(two_turns(), CHANNELS, false).answer("final4"), "4");
+    assert_eq!(of(two_turns(), CHATML, false).answer(" Paris"), " Paris");
+    let plain = json!({"input": "a", "output": "b"});
+    let text = "<think>\n\n</think>\n\nParis";
+    assert_eq!(of(plain.clone(), EMPTY_THINKING, false).answer(text), text);
+    assert_eq!(of(plain, EMPTY_THINKING, true).answer(text).trim(), "Paris");
+}
+
+/// Parquet fills the parameters of every tool up with those of the others.
+#[test]
+fn nulls_of_tools_and_parts_do_not_reach_the_template() {
+    let template = "{{ tools | tojson }}{% for m in messages %}{{ m | tojson }}</s>{% endfor %}";
+    let tokenizer = tokenizer(Some(template));
+    let part = |text: &str| json!([{"type": "text", "text": text, "image_url": null}]);
+    let messages =
+        json!([{"role": "user", "content": part("a")}, {"role": "assistant", "content": part("b"), "name": null}]);
+    let row = json!({"messages": messages, "tools": [{"name": "f", "parameters": {"x": {"type": "int"}, "y": null}}]});
+    let shown = marked(&encode(row, &tokenizer, 999).unwrap(), &tokenizer);
+    assert!(shown.contains("\"parameters\": {\"x\": {\"type\": \"int\"}}") && !shown.contains("null"), "{shown}");
 }
 
 #[test]

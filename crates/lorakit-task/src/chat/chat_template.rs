@@ -20,7 +20,7 @@ const DEFAULT: &str = "default";
 const TOOL_USE: &str = "tool_use";
 
 /// A text that no template writes by itself.
-const PROBE: &str = "lorakit-probe";
+pub(crate) const PROBE: &str = "lorakit-probe";
 
 /// A compiled chat template. It renders as `apply_chat_template` of transformers does.
 #[derive(Clone, Debug)]

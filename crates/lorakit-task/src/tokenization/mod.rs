@@ -8,6 +8,7 @@ pub(crate) mod example;
 pub(crate) mod gguf;
 pub(crate) mod incremental_decoder;
 pub(crate) mod pico_tokenizer;
+pub(crate) mod reply_opening;
 pub(crate) mod row_encoding;
 pub(crate) mod row_layout;
 pub(crate) mod special_tokens;
