@@ -242,7 +242,8 @@ fn a_reply_ends_after_its_content_wherever_else_that_text_is() {
     let expected = "<|im_start|>assistant[<s>final<|im_end|>D<|eot_id|>]";
     assert_eq!(shown(&changed, json!({"role": "assistant", "content": "d"})), format!("{prompt}{expected}"));
     // A template that begins the next turn, asked or not.
-    let next = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n";
+    let next = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
+                {{ '<|im_start|>assistant\\n' }}";
     let expected = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n[s<|im_end|>]\n<|im_start|>assistant\n";
     assert_eq!(shown(next, json!({"role": "assistant", "content": "s"})), expected);
 }
