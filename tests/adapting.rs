@@ -247,7 +247,8 @@ fn settings_are_checked_as_by_train_experts() {
 fn rows_that_are_not_used_are_announced() {
     let work = Work::new();
     // `label` is false: the completion is not desired.
-    let row = |i: usize| format!("{{\"prompt\": \"x{i}\", \"completion\": \"y\", \"label\": {}}}\n", i % 4 != 0);
+    let row =
+        |i: usize| format!("{{\"prompt\": \"x{i}\", \"completion\": \"y\", \"label\": {}}}\n", !i.is_multiple_of(4));
     let path = work.path("kto.jsonl");
     fs::write(&path, (0..40).map(row).collect::<String>()).unwrap();
     let library = work.path("library");

@@ -106,7 +106,7 @@ fn ls(args: &TaskLsArgs, context: &CommandContext) -> Result<()> {
     let tasks = args.data.load(&args.tasks, context)?;
     let metrics = |task: &Task| task.metrics.iter().map(|metric| metric.name()).collect::<Vec<_>>();
     let length = |row: &Row| {
-        let texts = [row.prompt.as_str(), row.delimiter.as_str(), row.target()];
+        let texts = [row.prompt.as_str(), row.delimiter_before(row.target()), row.target()];
         texts.map(|text| text.chars().count()).iter().sum::<usize>()
     };
     let entry = |task| TaskEntry {
