@@ -12,7 +12,7 @@ use crate::training::training_plan::{TrainingPlan, of_clusters, private as priva
 use crate::training::training_run::{TrainedKind, TrainingReport};
 use crate::wait_for_lock::lock_for;
 use lorakit_adapter::{ExpertRecord, Library};
-use lorakit_cluster::{Cluster, Clusters};
+use lorakit_cluster::{Cluster, ClusterMethod, Clusters};
 use lorakit_task::Task;
 use lorakit_train::{PlannedPass, TrainConfig};
 use serde_json::Value;
@@ -98,19 +98,25 @@ pub fn two_stage_mbc(
 /// them. An expert of such a name that was not trained on that cluster's tasks stays.
 fn remove_surplus(context: &TrainContext, library: &Library, file: &Path, clusters: &Clusters) -> Result<()> {
     // A part locks the library itself, for moments.
-    let _lock = context.part.map(|_| library.lock_for_change()).transpose()?;
+    let lock = context.part.map(|_| library.lock_for_change()).transpose()?;
+    let library = library.guarded_by(&lock.iter().collect::<Vec<_>>());
     // A restart replaces a damaged file too.
     let Ok(before) = Clusters::read(file) else { return Ok(()) };
     let is_new = |name: &str| clusters.clusters().iter().any(|cluster| cluster.name == name);
     for Cluster { name, tasks, .. } in before.clusters().iter().filter(|cluster| !is_new(&cluster.name)) {
         let record = if library.contains(name) { library.record(name)? } else { None };
-        let trained_on = |record: ExpertRecord| record.tasks.into_iter().map(|task| task.name).collect::<BTreeSet<_>>();
-        if record.map(trained_on).is_some_and(|trained_on| trained_on.iter().eq(tasks)) {
+        if record.is_some_and(|record| is_trained_on(&record, tasks)) {
             library.remove(name)?;
             context.reporter.status(&format!("{name}: removed, since no cluster has this name now"));
         }
     }
     Ok(())
+}
+
+/// Whether an expert was trained on exactly these tasks, which are sorted. Where there are none, nothing shows that.
+fn is_trained_on(record: &ExpertRecord, tasks: &[String]) -> bool {
+    let trained_on: BTreeSet<&String> = record.tasks.iter().map(|task| &task.name).collect();
+    !tasks.is_empty() && trained_on.into_iter().eq(tasks)
 }
 
 /// The passes of both stages.
@@ -149,24 +155,22 @@ pub fn plan_two_stage_mbc(
         return Ok(TwoStagePlan { private, clustered: None });
     }
     let clusters = Clusters::read(&file)?;
-    if !is_of(&clusters, count, context.seed) {
-        let names = tasks.iter().map(|task| task.name.clone()).collect();
-        if cluster_deltas(&private_library, names, count, context.seed, context.reporter)? != clusters {
-            return Err(FitError::OtherClusters(file));
-        }
+    if !may_be_of(&clusters, count, context.seed) {
+        return Err(FitError::OtherClusters(file));
     }
     let plans = of_clusters(&clusters, &file.display().to_string(), tasks, Some(&private_library))?;
     Ok(TwoStagePlan { private, clustered: Some(plan(&library, &plans, &second)?) })
 }
 
-/// Whether clusters record this number of clusters and seed. A number that is chosen is known only by clustering again.
-fn is_of(clusters: &Clusters, count: ClusterCount, seed: u64) -> bool {
+/// Whether clusters record MBC with this number of clusters and seed. A number that is chosen would be known only by
+/// clustering again, which is no part of a plan: it may be any.
+fn may_be_of(clusters: &Clusters, count: ClusterCount, seed: u64) -> bool {
     let recorded = |name: &str| clusters.settings().get(name).and_then(Value::as_u64);
-    let k = match count {
-        ClusterCount::Auto => None,
-        ClusterCount::Fixed(k) => Some(k.get() as u64),
+    let may_be_k = match count {
+        ClusterCount::Auto => true,
+        ClusterCount::Fixed(k) => recorded("k") == Some(k.get() as u64),
     };
-    k.is_some() && recorded("k") == k && recorded("seed") == Some(seed)
+    may_be_k && clusters.method() == ClusterMethod::Mbc && recorded("seed") == Some(seed)
 }
 
 /// Refuses a number of clusters that is too large for the number of tasks, before the first stage is trained.
@@ -208,6 +212,34 @@ fn budget(settings: &TrainConfig) -> Result<(TrainConfig, TrainConfig)> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use lorakit_adapter::TaskRecord;
+    use serde_json::json;
+
+    #[test]
+    fn plans_take_recorded_clusters_as_they_are() {
+        let clusters = |method| {
+            let cluster = Cluster { name: "c0".to_owned(), experts: vec!["a".to_owned()], tasks: Vec::new() };
+            let settings = [("k", json!(2)), ("seed", json!(0))].map(|(name, value)| (name.to_owned(), value));
+            Clusters::checked(method, vec![cluster], settings.into_iter().collect()).unwrap()
+        };
+        let (by_mbc, count) = (clusters(ClusterMethod::Mbc), |text: &str| text.parse::<ClusterCount>().unwrap());
+        assert!(may_be_of(&by_mbc, count("2"), 0) && may_be_of(&by_mbc, count("auto"), 0));
+        assert!(!may_be_of(&by_mbc, count("3"), 0) && !may_be_of(&by_mbc, count("2"), 1));
+        assert!(!may_be_of(&by_mbc, count("auto"), 1));
+        assert!(!may_be_of(&clusters(ClusterMethod::Random), count("auto"), 0));
+    }
+
+    #[test]
+    fn only_known_tasks_show_what_an_expert_was_trained_on() {
+        let record = |names: &[&str]| {
+            let task = |name: &&str| TaskRecord { name: (*name).to_owned(), ..TaskRecord::default() };
+            ExpertRecord { tasks: names.iter().map(task).collect(), ..ExpertRecord::default() }
+        };
+        let tasks = ["a", "b"].map(str::to_owned);
+        assert!(is_trained_on(&record(&["b", "a"]), &tasks));
+        assert!(!is_trained_on(&record(&["a"]), &tasks) && !is_trained_on(&record(&[]), &tasks));
+        assert!(!is_trained_on(&record(&[]), &[]), "as of an expert that was added by hand");
+    }
 
     #[test]
     fn the_budget_is_parted_two_to_three() {
