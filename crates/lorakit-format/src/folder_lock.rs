@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::atomic;
 use crate::error::FormatError;
-use crate::lease::{Lease, LeaseWatch};
+use crate::lease::{BEATS, Lease, LeaseWatch};
 use crate::limited_read::read_text;
 use crate::mount_options::keeps_flock_local;
 
@@ -168,6 +168,15 @@ fn mark(file: &mut File) -> io::Result<bool> {
     Ok(marked)
 }
 
+/// How long attempts to lock a folder below `root` must go on to take over from a holder that died: a lease's time and a
+/// beat. `None` where locks are flocks, which the dead do not hold.
+///
+/// # Errors
+/// If the file that says how long a lease lasts cannot be read or written.
+pub fn takeover_time(root: &Path) -> Result<Option<Duration>, FormatError> {
+    Ok(lease_time(root)?.map(|expires| expires + expires / BEATS))
+}
+
 /// How long a lease lasts below `root`; `None` where locks are flocks.
 fn lease_time(root: &Path) -> Result<Option<Duration>, FormatError> {
     let path = root.join(LEASE_FILE);
@@ -218,6 +227,7 @@ mod tests {
         let mut attempt = LockAttempt::new(folder.path(), &below);
         let held = attempt.try_acquire().unwrap().unwrap();
         assert!(matches!(held.held, Held::Lease(_)) && attempt.try_acquire().unwrap().is_none());
+        assert!(takeover_time(folder.path()).unwrap() > Some(Duration::from_secs(5)), "longer than a lease lasts");
         fs::write(folder.path().join(LEASE_FILE), "soon").unwrap();
         let error = attempt.try_acquire().unwrap_err().to_string();
         assert!(error.contains(".lease") && error.contains("soon") && error.contains("seconds"), "{error}");

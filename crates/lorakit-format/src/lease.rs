@@ -26,7 +26,7 @@ const PREFIX: &str = ".lease-";
 const RELEASED: &str = "released by ";
 
 /// How often a holder writes per lease time: several times, since a shared file system may pause.
-const BEATS: u32 = 6;
+pub(crate) const BEATS: u32 = 6;
 
 /// A lease that this process holds until it is dropped, unless another process took over.
 #[derive(Debug)]

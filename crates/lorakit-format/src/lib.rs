@@ -49,6 +49,6 @@ pub mod safetensors;
 
 pub use error::FormatError;
 pub use error_chain::error_chain;
-pub use folder_lock::{FolderLock, LockAttempt};
+pub use folder_lock::{FolderLock, LockAttempt, takeover_time};
 pub use lfs_pointer::refuse_lfs_pointer;
 pub use limited_read::{read_text, read_text_up_to};

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use lorakit_format::atomic;
 
@@ -76,6 +77,15 @@ impl Library {
             lock.recovered();
         }
         Ok(Some(lock))
+    }
+
+    /// How long to wait for a lock of this library so as to take it over from a process that was killed; `None` where locks
+    /// are the operating system's, and such a process gives them up at once.
+    ///
+    /// # Errors
+    /// If the file that says how long locks outlive such a process cannot be read or written.
+    pub fn takeover_time(&self) -> Result<Option<Duration>> {
+        Ok(lorakit_format::takeover_time(self.root())?)
     }
 
     /// Waits for the lock of the part `part` of the run `id`, whose folder is created, and of the library itself. The

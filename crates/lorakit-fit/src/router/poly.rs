@@ -20,6 +20,10 @@ impl RouterFit for PolyFit {
         as_kind(router).map(|poly| fit(poly, rows))
     }
 
+    fn reads_current_task(&self, router: &dyn Router) -> bool {
+        as_kind::<Poly>(router).is_some()
+    }
+
     fn state_without_task(&self, router: &dyn Router, context: &FitContext) -> Option<Result<RouterState>> {
         let poly = as_kind::<Poly>(router).filter(|poly| poly.settings.unseen == Unseen::Mean)?;
         Some(mean(poly, context.base, &context.library.experts, &context.library.library))

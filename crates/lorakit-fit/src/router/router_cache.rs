@@ -12,7 +12,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
-/// How long a state waits to be written: single changes of other processes take moments.
+/// The least time that a state waits to be written: single changes of other processes take moments.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Everything that decides a router's state.
@@ -54,7 +54,7 @@ impl CacheKey {
             base: base.identity().fingerprint.clone(),
             tokenizer: rows.tokenizer().sha256()?,
             trained: rows.library().router_sha256(info.name)?,
-            rows: rows.identity(),
+            rows: rows.identity(router),
             seed: rows.seed(),
             lorakit: env!("CARGO_PKG_VERSION").to_owned(),
             formulas: info.version,
@@ -81,13 +81,21 @@ pub(super) fn read(library: &Library, key: &CacheKey) -> Result<Option<RouterSta
 }
 
 /// Writes the state of this key, unless another process holds the library's lock for longer than single changes take, as
-/// one that trains does for hours: the state would be kept for later runs only, and this one is not to wait for that.
+/// one that trains does for hours: the state would be kept for later runs only, and this one is not to wait for that. Where
+/// only time tells whether that process is alive, it is waited for so long.
 pub(super) fn write(library: &Library, key: &CacheKey, state: &RouterState) -> Result<()> {
     let bytes = serialize(state)?;
-    let since = Instant::now();
-    let lock = library.lock_for_change_while(&mut || since.elapsed() < PATIENCE)?;
+    let (since, mut patience) = (Instant::now(), None);
+    // The first attempt may be what finds that locks outlive processes here.
+    let lock = library
+        .lock_for_change_while(&mut || since.elapsed() < *patience.get_or_insert_with(|| longest_wait(library)))?;
     let _lock = lock.ok_or(FitError::LibraryInUse)?;
     Ok(library.put_router(&key.name, &key.experts, &key.origin, &bytes)?)
+}
+
+/// How long to wait for the library's lock. What is wrong with it, an attempt to take it says.
+fn longest_wait(library: &Library) -> Duration {
+    library.takeover_time().ok().flatten().map_or(PATIENCE, |time| time.max(PATIENCE))
 }
 
 fn serialize(state: &RouterState) -> Result<Vec<u8>> {
@@ -122,11 +130,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    /// A changed key would fit every router of every library again.
-    #[test]
-    fn keys_stay_as_they_are() {
-        let rows = r#"{"split":"train","rows":2,"tasks":[{"expert":"a","task":"a","sha256":"1","split_seed":0}]}"#;
-        let origin = StateOrigin {
+    fn origin(rows: &str) -> StateOrigin {
+        StateOrigin {
             router: "cm:rows=2".to_owned(),
             base: "2".to_owned(),
             tokenizer: "3".to_owned(),
@@ -136,7 +141,14 @@ mod tests {
             lorakit: "0.1.0".to_owned(),
             formulas: 2,
             dtype: None,
-        };
+        }
+    }
+
+    /// A changed key would fit every router of every library again.
+    #[test]
+    fn keys_stay_as_they_are() {
+        let rows = r#"{"split":"train","rows":2,"tasks":[{"expert":"a","task":"a","sha256":"1","split_seed":0}]}"#;
+        let origin = origin(rows);
         let text = serde_json::to_string(&origin).unwrap();
         let expected = format!(
             r#"{{"router":"cm:rows=2","base":"2","tokenizer":"3","trained":null,"rows":{rows},"seed":0,"lorakit":"0.1.0","formulas":2}}"#
@@ -154,10 +166,25 @@ mod tests {
         assert!(of(&with_dtype) != of(&origin) && of(&other) != of(&origin));
     }
 
+    fn state() -> RouterState {
+        let matrix = Matrix::new(2, 3, vec![0.5, -1.0, 2.0, 3.5, 0.0, 7.25]).unwrap();
+        RouterState::new([("1.qkv".to_owned(), matrix)])
+    }
+
     #[test]
     fn a_state_is_read_as_it_was_written() {
-        let matrix = Matrix::new(2, 3, vec![0.5, -1.0, 2.0, 3.5, 0.0, 7.25]).unwrap();
-        let state = RouterState::new([("1.qkv".to_owned(), matrix)]);
-        assert_eq!(matrices(&serialize(&state).unwrap()).unwrap(), state);
+        assert_eq!(matrices(&serialize(&state()).unwrap()).unwrap(), state());
+    }
+
+    #[test]
+    fn the_lease_of_a_dead_process_is_taken_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let library = Library::open_or_create(folder.path(), None).unwrap();
+        std::fs::write(folder.path().join(".lease"), "2\n").unwrap();
+        std::fs::write(folder.path().join(".lease-7"), "process 1 on another machine\n").unwrap();
+        let origin = origin(r#"{"split":"train","rows":2,"tasks":[]}"#);
+        let key = CacheKey::of("cm", Vec::new(), origin).unwrap();
+        write(&library, &key, &state()).unwrap();
+        assert_eq!(read(&library, &key).unwrap(), Some(state()));
     }
 }

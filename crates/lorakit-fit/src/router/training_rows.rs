@@ -1,5 +1,6 @@
 //! The rows that a router is fitted to: those that the user gives, of each expert's own tasks, or of the current task.
 
+use super::router_fits::reads_current_task;
 use super::task_finder::TaskFinder;
 use crate::error::{FitError, Result, WithContext as _};
 use crate::fit_context::FitContext;
@@ -10,7 +11,7 @@ use lorakit_adapter::{Library, TaskRecord};
 use lorakit_format::hash::sha256;
 use lorakit_format::hash_sketch::HashSketch;
 use lorakit_model::{Base, TokenBatch};
-use lorakit_route::{LibraryStack, TrainingData, expert_of_task};
+use lorakit_route::{LibraryStack, Router, TrainingData, expert_of_task};
 use lorakit_task::{Example, Row, RowEncoding, Split, Task, Tokenizer, Truncation};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -38,7 +39,7 @@ pub struct RowsIdentity {
     /// The maximum number of validation rows of each task beside these rows, if there are such.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration_rows: Option<usize>,
-    /// The current task, where the rows are its own: a fit may know it, as that of `poly` does.
+    /// The current task, where the rows are its own and the fit reads it, as that of `poly` does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub current_task: Option<String>,
     /// The SHA-256 of the rows that the experts' records say they were trained on, where such rows are left out.
@@ -149,7 +150,8 @@ impl<'a> TrainingRows<'a> {
         self.context.seed
     }
 
-    /// The current task, where the rows are its own and not those that the user gave.
+    /// The current task, where the rows are its own and not those that the user gave. A fit that reads it says so:
+    /// [`RouterFit::reads_current_task`](super::RouterFit::reads_current_task).
     pub fn current_task(&self) -> Option<&str> {
         match (self.context.tasks, self.sources.as_slice()) {
             ([], [TaskSource { expert: None, record, .. }]) => Some(&record.name),
@@ -172,8 +174,8 @@ impl<'a> TrainingRows<'a> {
         &self.tokenizer
     }
 
-    /// What identifies the rows: each task's record with its expert, and the number of rows of each.
-    pub fn identity(&self) -> RowsIdentity {
+    /// What identifies the rows for the fit of `router`: each task's record with its expert, and the number of rows of each.
+    pub fn identity(&self, router: &dyn Router) -> RowsIdentity {
         // A task that is not loaded yet had conversations if it went through a template before.
         let has_conversations =
             |source: &TaskSource| source.task.map_or(source.record.chat_template.is_some(), Task::has_conversations);
@@ -202,7 +204,7 @@ impl<'a> TrainingRows<'a> {
             rows: self.data.rows(),
             tasks: self.sources.iter().map(task).collect(),
             calibration_rows: self.data.calibration_rows(),
-            current_task: self.current_task().map(str::to_owned),
+            current_task: self.current_task().filter(|_| reads_current_task(router)).map(str::to_owned),
             trained_rows: self.data.reads_validation().then(|| self.trained_sha256()),
         }
     }
