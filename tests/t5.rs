@@ -411,6 +411,25 @@ fn adapters_of_the_shared_embedding_are_added_with_a_warning_and_those_of_one_st
     assert!(!refused.contains("another base"), "{refused}");
 }
 
+#[test]
+fn copies_of_the_embedding_in_an_adapter_are_compared_with_the_embedding() {
+    let work = Work::new();
+    let own = safetensors::load(fixture().join("base/model.safetensors"), &Device::Cpu).unwrap();
+    let add = |folder: &str, copy: &Tensor| {
+        let (path, library) = (work.path(folder), work.path(&format!("{folder}-library")));
+        fs::create_dir(&path).unwrap();
+        let adapter = fixture().join("adapters/h0");
+        fs::copy(adapter.join("adapter_config.json"), Path::new(&path).join("adapter_config.json")).unwrap();
+        let mut tensors = safetensors::load(adapter.join("adapter_model.safetensors"), &Device::Cpu).unwrap();
+        tensors.extend(COPIES.map(|name| (format!("base_model.model.{name}"), copy.clone())));
+        safetensors::save(&tensors, Path::new(&path).join("adapter_model.safetensors")).unwrap();
+        work.run("library add", &["--library", &library, &path])
+    };
+    add("same", &own["shared.weight"]).ok();
+    let refused = add("other", &(&own["shared.weight"] * 2.0).unwrap()).failed(1);
+    assert_contains(&refused, &["embed_tokens.weight` that differs from the base's", "save_embedding_layers=False"]);
+}
+
 /// The copies of a T5's embedding that files may hold.
 const COPIES: [&str; 2] = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"];
 
@@ -483,6 +502,7 @@ fn a_t5_with_an_embedding_for_each_stack_is_refused() {
     write_tied_base(Path::new(&base), &|shared| (shared * 2.0).unwrap());
     let message = run(["base", "info", &base]).failed(1);
     assert_contains(&message, &["`encoder.embed_tokens.weight` differs from `shared.weight`", "one embedding"]);
+    assert_contains(&message, &["merge it again with this version", "delete `encoder.embed_tokens.weight`"]);
 }
 
 #[test]

@@ -150,8 +150,9 @@ impl ResolvedBase {
         let weight_of = |module: &str| format!("{module}.weight");
         let has = |name: &str| checkpoint.names().any(|known| known == name);
         for (name, values) in adapter.base_tensors() {
-            let tied = config.tied && *name == weight_of(config.descriptor.lm_head) && !has(name);
-            let own = if tied { weight_of(config.descriptor.embedding) } else { name.clone() };
+            let is_tied = config.tied && *name == weight_of(config.descriptor.lm_head);
+            let is_embedding = is_tied || config.descriptor.embedding_copies().contains(&name.as_str());
+            let own = if is_embedding && !has(name) { weight_of(config.descriptor.embedding) } else { name.clone() };
             let found = if has(&own) { "differs from the base's" } else { "the base does not have" };
             ensure!(
                 checkpoint.has_values(&own, values)?,

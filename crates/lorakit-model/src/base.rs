@@ -512,7 +512,11 @@ fn checked_against(mut config: BaseConfig, checkpoint: &Checkpoint) -> Result<Ba
     let differs = |name: &str| checkpoint.differ([embedding.as_str(), name], &shape);
     for copy in descriptor.embedding_copies() {
         if differs(copy)? {
-            let reason = format!("differs from `{embedding}`; lorakit reads models with one embedding for both stacks");
+            let reason = format!(
+                "differs from `{embedding}`; lorakit reads models with one embedding for both stacks. If an earlier version of \
+                 lorakit merged an adapter into this model, merge it again with this version, or delete `{copy}`, which is \
+                 then the embedding of before"
+            );
             return Err(ModelError::Tensor { place: checkpoint.place(), tensor: (*copy).to_owned(), reason });
         }
     }
