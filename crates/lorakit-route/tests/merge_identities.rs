@@ -453,7 +453,13 @@ fn experts_of_weight_zero_have_no_effect() {
         }
     }
     assert_eq!(compared, 3 * (MERGES.len() - OF_ALL_EXPERTS.len()));
-    for text in ["ctm:merge=task_arithmetic", "ctm:merge=task_arithmetic,beta=1,rank=2", "robust:density=1,clamp=1"] {
+    for text in [
+        "ctm:merge=task_arithmetic",
+        "ctm:merge=task_arithmetic,beta=1,rank=2",
+        "ctm:merge=magnitude_prune",
+        "ctm:merge=dare_linear",
+        "robust:density=1,clamp=1",
+    ] {
         assert!(!parse_merge(text).unwrap().counts_weight_zero(), "{text}");
         let (all, two) = (merge(text, &experts, &weights), merge(text, &experts[..2], &without));
         let expected: Vec<f64> = two.adapter.modules()["q"].delta().into_iter().map(f64::from).collect();

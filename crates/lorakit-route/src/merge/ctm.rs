@@ -76,7 +76,8 @@ impl MergeMethod for CompressThenMerge {
     }
 
     fn counts_weight_zero(&self) -> bool {
-        self.inner.depends_on_basis()
+        // Directions are chosen without experts of weight zero.
+        self.inner.counts_weight_zero()
     }
 
     fn averages(&self) -> bool {
