@@ -194,7 +194,7 @@ fn shorten_paths(settings: &mut Value) {
 
 /// The last part of a path of any system.
 fn file_name(path: &str) -> String {
-    path.rsplit(['/', '\\']).next().unwrap_or_default().to_owned()
+    path.trim_end_matches(['/', '\\']).rsplit(['/', '\\']).next().unwrap_or_default().to_owned()
 }
 
 /// The name on the Hub of the base of an expert whose configuration names `own`.
@@ -246,6 +246,13 @@ fn quoted(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_part_of_a_folder_is_its_name() {
+        for path in ["data/rows/", "data/rows", "data\\rows\\", "rows"] {
+            assert_eq!(file_name(path), "rows", "{path}");
+        }
+    }
 
     #[test]
     fn paths_are_not_repositories() {
