@@ -83,3 +83,4 @@ pub use tokenization::reply_opening::ReplyOpening;
 pub use tokenization::row_encoding::{BosTokens, LossTokens, RowEncoding};
 pub use tokenization::row_layout::RowLayout;
 pub use tokenization::tokenizer::Tokenizer;
+pub use tokenization::tokenizer_class::registered_tokenizer_class;

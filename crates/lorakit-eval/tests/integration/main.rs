@@ -1,4 +1,5 @@
-//! Scores of small trained models, in one test binary so that it is linked only once.
+//! Scores of small trained models, and tables of other crates that must agree, in one test binary so that it is linked
+//! only once.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod batched_generation;
@@ -6,3 +7,4 @@ mod fixture;
 mod generation;
 mod lm_eval_parity;
 mod reference_scores;
+mod registered_tokenizer_classes;
