@@ -210,7 +210,8 @@ fn a_flag_overrides_a_setting() {
     for (flags, recorded) in [(&["--bos", "auto"][..], "auto"), (&["--bos", "never"], "never"), (&[], "never")] {
         let set = ["--set", "bos=never", "--set", "max_steps=1", "--restart"];
         work.adapt("no_library", "bos", &[&set, flags].concat()).ok();
-        let settings = work.record("bos")["settings"].clone();
+        let settings = work.record("bos")["settings"]["settings"].clone();
+        assert!(settings.is_object(), "{settings}");
         // A default is not recorded.
         assert_eq!(settings.get("bos").and_then(Value::as_str).unwrap_or("auto"), recorded, "{flags:?} {settings}");
     }

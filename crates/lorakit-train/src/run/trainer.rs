@@ -49,8 +49,10 @@ impl Trainer<'_> {
         let fields = target.fingerprint_fields(self.config);
         let fingerprint = |job: &Job| {
             let mut fields = fields.clone();
-            // Earlier versions made all steps warm-up, and changed nothing in a single step.
-            if let Some(warmup) = LrSchedule::shortened_warmup(self.config.warmup_ratio, job.steps(self.config)) {
+            // Earlier versions made all steps warm-up, and changed nothing in a single step. Given steps replace the ratio.
+            if self.config.warmup_steps.is_none()
+                && let Some(warmup) = LrSchedule::shortened_warmup(self.config.warmup_ratio, job.steps(self.config))
+            {
                 fields.insert("warmup_steps".into(), warmup.into());
                 fields.sort_keys();
             }
