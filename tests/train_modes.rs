@@ -162,6 +162,9 @@ fn the_plan_of_both_stages_of_mbc_shows_what_is_known() {
     let clustered: Vec<Value> =
         of(&after, "clusters").iter().flat_map(|pass| pass["experts"].as_array().unwrap().clone()).collect();
     assert_eq!(clustered, ["c0", "c1"]);
+    // A number that is to be chosen may be the one of the file.
+    let auto = train(&library, &format!("{} --plan", options.replace("--mbc 2", "--mbc auto"))).json();
+    assert_eq!(auto["clusters_known"], true);
     // Another number of clusters is refused, as by the command itself.
     let other = train(&library, &format!("{} --plan", options.replace("--mbc 2", "--mbc 3"))).failed(1);
     assert!(other.contains("clusters.json") && other.contains("--restart"), "{other}");
@@ -227,6 +230,19 @@ fn a_single_step_trains() {
 }
 
 #[test]
+fn given_warm_up_steps_are_recorded_where_the_ratio_would_be_shortened() {
+    let work = tempfile::tempdir().unwrap();
+    let record = |warmup: usize| -> Value {
+        let root = work.path().join(warmup.to_string());
+        train(&root, &format!("--set max_steps=1 --set warmup_steps={warmup}")).ok();
+        serde_json::from_str(&fs::read_to_string(root.join("experts/shift_up1/expert.json")).unwrap()).unwrap()
+    };
+    let (none, one) = (record(0), record(1));
+    assert_eq!([&none, &one].map(|record| &record["settings"]["settings"]["warmup_steps"]), [0, 1]);
+    assert_ne!(none["settings_sha256"], one["settings_sha256"]);
+}
+
+#[test]
 fn experts_that_started_from_several_seeds_are_announced() {
     let work = tempfile::tempdir().unwrap();
     let library = work.path().join("l").display().to_string();
@@ -241,6 +257,7 @@ fn experts_that_started_from_several_seeds_are_announced() {
     let out = |name: &str| work.path().join(name).display().to_string();
     let eval = format!("eval --base pico --library {library} --limit 1 --metrics loss --tasks suite:skills/shift_up1");
     let adapt = format!("adapt --base pico --library {library} --limit 1 --tasks suite:skills/shift_down1");
+    let told = "the A of expert `pick_first` started from seed 0, that of `shift_up2` from seed 1";
     for (line, is_told) in [
         (format!("cluster --library {library} -k 2 --space parameters --out {}", out("c")), true),
         (format!("cluster --library {library} -k 2 --out {}", out("c")), true),
@@ -253,8 +270,16 @@ fn experts_that_started_from_several_seeds_are_announced() {
         (format!("{adapt} --method mean --set max_steps=1 --out {}", out("a")), true),
     ] {
         let said = words(&line).ok().stderr;
-        let told = "the A of expert `pick_first` started from seed 0, that of `shift_up2` from seed 1";
         assert_eq!(said.contains(told), is_told, "{line}: {said}");
+    }
+    // Not for every task.
+    let fit = "lorahub:mode=as-published,budget=2";
+    for line in [
+        format!("{eval} suite:skills/order_left --router {fit}"),
+        format!("{adapt} suite:skills/order_left --method {fit} --out {}", out("b")),
+    ] {
+        let said = words(&line).ok().stderr;
+        assert_eq!(said.matches(told).count(), 1, "{line}: {said}");
     }
 }
 

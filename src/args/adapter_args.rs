@@ -11,7 +11,7 @@ use crate::output::text_table::help_entry;
 use anyhow::{Context as _, Result};
 use clap::Args;
 use lorakit_adapter::Library;
-use lorakit_fit::router::{RoutedPatches, build_router};
+use lorakit_fit::router::{RoutedPatches, build_router, warn_of_router_seeds};
 use lorakit_fit::{FitContext, open_adapter, record_beside};
 use lorakit_lora::Patches;
 use lorakit_model::Base;
@@ -112,6 +112,7 @@ impl AdapterArgs {
             seed: context.seed,
             reporter: context,
         };
+        warn_of_router_seeds(&over, &*typed.router);
         build_router(&over, &*typed.router, None, None).with_context(|| format!("--router {typed}"))
     }
 }

@@ -14,7 +14,7 @@ use crate::routing_trace::{ExpertWeight, RoutingTrace, TraceObserver, TracedToke
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use lorakit_fit::FitContext;
-use lorakit_fit::router::build_router;
+use lorakit_fit::router::{build_router, warn_of_router_seeds};
 use lorakit_lora::{Sequence, SequenceBatch};
 use lorakit_task::Tokenizer;
 use std::path::PathBuf;
@@ -70,6 +70,7 @@ pub fn run(args: ExplainArgs, context: &CommandContext) -> Result<()> {
         reporter: context,
     };
     let observer = Arc::new(TraceObserver::default());
+    warn_of_router_seeds(&over, &*typed.router);
     let routed = build_router(&over, &*typed.router, None, Some(observer.clone()))
         .with_context(|| format!("--router {typed}"))?;
 

@@ -7,7 +7,7 @@ use crate::scoring::failures::Failures;
 use crate::scoring::routing_shares::RoutingShares;
 use anyhow::Result;
 use lorakit_fit::FitContext;
-use lorakit_fit::router::{RoutedPatches, build_router, depends_on_task};
+use lorakit_fit::router::{RoutedPatches, build_router, depends_on_task, warn_of_router_seeds};
 use lorakit_lora::Patches;
 use lorakit_task::Task;
 
@@ -54,6 +54,7 @@ pub fn prepare<'a>(
             prepared.push(PreparedRouter::Same(RoutedPatches::plain(Patches::none())));
             continue;
         };
+        warn_of_router_seeds(routing, &**router);
         let mut build = |task: Option<&Task>| match build_router(routing, &**router, task, shares.observer(number)) {
             Ok(routed) => Ok(Some(routed)),
             Err(error) => {

@@ -16,7 +16,7 @@ use lorakit_route::{FITTED_MERGES, FittedMerge, parse_fitted_merge};
 use lorakit_train::{Job, TrainConfig};
 use serde_json::Value;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 /// The method `lorahub`.
 pub static LORAHUB: AdaptMethodInfo = AdaptMethodInfo {
@@ -95,17 +95,18 @@ impl Action for WeightedExpertsFit<'_> {
     /// Fits weights to the rows of each job, and writes the merged adapters into `out`. Those that are there from the same
     /// rows and experts are kept.
     fn run(&self, context: &TrainContext, jobs: Vec<(TrainingPlan, Job)>, out: &Library) -> Result<Adapted> {
-        let mut outcomes = Outcomes::default();
+        let (mut outcomes, seeds) = (Outcomes::default(), Once::new());
         for (_, mut job) in jobs {
             job.train.truncate(self.merge.rows());
-            outcomes.add(&job.name, self.fit_one(context, &job, out));
+            outcomes.add(&job.name, self.fit_one(context, &job, out, &seeds));
         }
         Ok(Adapted::Weighted(outcomes))
     }
 }
 
 impl WeightedExpertsFit<'_> {
-    fn fit_one(&self, context: &TrainContext, job: &Job, out: &Library) -> Result<Value> {
+    /// `seeds`: the warning that the experts started from several seeds, which is the same for all jobs.
+    fn fit_one(&self, context: &TrainContext, job: &Job, out: &Library, seeds: &Once) -> Result<Value> {
         let (name, rows, opened) = (&job.name, &job.train, self.opened);
         let identity = identity(context, &self.merge.to_string(), opened, rows)?;
         let hash = sha256(identity.to_string().as_bytes());
@@ -118,7 +119,9 @@ impl WeightedExpertsFit<'_> {
         context.reporter.status(&format!("{name}: {}", fitted.summary(&opened.experts)));
         let (merge, coefficients) = self.merge.merge(&opened.experts, &fitted.weights)?;
         if merge.adds_factors() {
-            warn_of_added_factors(&self.merge.to_string(), opened.named_records(), context.reporter);
+            seeds.call_once(|| {
+                warn_of_added_factors(&self.merge.to_string(), opened.named_records(), context.reporter);
+            });
         }
         let merged = merge.merge(opened.experts.experts(), &coefficients)?;
         let adapter = merged.adapter.with_target_names(&context.base.adaptable_modules()).with_one_rank()?;

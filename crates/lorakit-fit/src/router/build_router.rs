@@ -40,6 +40,14 @@ pub fn depends_on_task(context: &FitContext, router: &dyn Router) -> bool {
     router.reads_task() || fitted_to_task
 }
 
+/// Warns where the router adds up A's that did not start from the same random values. That is so for all tasks alike, and is
+/// said once by whoever builds the router for several.
+pub fn warn_of_router_seeds(context: &FitContext, router: &dyn Router) {
+    if router.mixing() == Mixing::Separate {
+        warn_of_added_factors(&router.to_string(), context.library.named_records(), context.reporter);
+    }
+}
+
 /// Builds the router, for rows of `task` where that is known. `observer`, if any, is shown every choice.
 ///
 /// # Errors
@@ -51,9 +59,6 @@ pub fn build_router<'base>(
     observer: Option<Arc<dyn Observer>>,
 ) -> Result<RoutedPatches<'base>> {
     let experts = &context.library.experts;
-    if router.mixing() == Mixing::Separate {
-        warn_of_added_factors(&router.to_string(), context.library.named_records(), context.reporter);
-    }
     let no_task = task.is_none() && context.tasks.is_empty();
     let without_task = |fit: &&dyn RouterFit| fit.state_without_task(router, context);
     let state = match no_task.then(|| ROUTER_FITS.iter().find_map(without_task)).flatten() {

@@ -17,7 +17,7 @@ mod task_predictor;
 mod tfidf;
 pub(crate) mod training_rows;
 
-pub use build_router::{RoutedPatches, build_router, depends_on_task};
+pub use build_router::{RoutedPatches, build_router, depends_on_task, warn_of_router_seeds};
 pub use router_fit::RouterFit;
 pub use router_fits::ROUTER_FITS;
 pub use training_rows::{RowsIdentity, TaskIdentity, TrainingRow, TrainingRows};
