@@ -4,4 +4,5 @@ pub mod compatibility;
 pub mod named_folder;
 pub mod new_expert;
 pub mod new_experts;
+pub mod refusal;
 pub mod warnings;

@@ -1,6 +1,6 @@
 //! Adapters as they are named on the command line: `[NAME=]DIR`, a GGUF file, or `hub:`.
 
-use crate::adding::new_experts::Refusal;
+use crate::adding::refusal::Refusal;
 use crate::args::usage;
 use crate::base::base_source::is_gguf;
 use crate::command_context::CommandContext;

@@ -2,19 +2,8 @@
 
 use crate::adding::named_folder::NamedFolder;
 use crate::adding::new_expert::NewExpert;
-use anyhow::{Error, Result, bail};
-use std::fmt::{self, Display};
-use std::path::PathBuf;
-
-/// An adapter that is not added, and why.
-pub struct Refusal {
-    /// The name that the expert would have had.
-    pub name: String,
-    /// Its folder, or the repository that could not be downloaded.
-    pub folder: PathBuf,
-    /// Why.
-    pub error: Error,
-}
+use crate::adding::refusal::Refusal;
+use anyhow::{Result, bail};
 
 /// Adapters that were accepted so far, and those that were refused.
 #[derive(Default)]
@@ -77,11 +66,5 @@ impl NewExperts {
         let lines: Vec<String> = self.refused.iter().map(|refusal| format!("  {refusal}")).collect();
         let hint = if skip { "" } else { "; --skip-refused takes the others" };
         bail!("{refused} of {all} adapters were refused, and nothing was added{hint}:\n{}", lines.join("\n"))
-    }
-}
-
-impl Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "{}: {:#}", self.name, self.error)
     }
 }

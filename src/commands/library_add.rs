@@ -3,7 +3,8 @@
 use crate::adding::compatibility::{check_base, refuse_incompatible};
 use crate::adding::named_folder::NamedFolder;
 use crate::adding::new_expert::{NewExpert, OpenBase};
-use crate::adding::new_experts::{NewExperts, Refusal};
+use crate::adding::new_experts::NewExperts;
+use crate::adding::refusal::Refusal;
 use crate::adding::warnings::{print_warnings, warn_of_added_a};
 use crate::base::base_source::BaseSource;
 use crate::command_context::CommandContext;

@@ -2,7 +2,8 @@
 
 use crate::adding::named_folder::NamedFolder;
 use crate::adding::new_expert::{NewExpert, OpenBase};
-use crate::adding::new_experts::{NewExperts, Refusal};
+use crate::adding::new_experts::NewExperts;
+use crate::adding::refusal::Refusal;
 use crate::base::base_source::BaseSource;
 use crate::command_context::CommandContext;
 use crate::commands::library_add::{AddTarget, add_all};
