@@ -130,7 +130,14 @@ fn settings_of_generation_and_examples_keep_scores_apart() {
     run(["train-experts", "-q", "--base", "pico", "--library", &library, "--tasks", &tasks, "--set", "max_steps=1"])
         .ok();
     let uniform = ["uniform", "--library", &library];
-    for setting in ["max_new_tokens = 3", "max_new_tokens = 2\nstop = [\"x\"]", "max_new_tokens = 2\nextract = \"x\""] {
+    for setting in [
+        "max_new_tokens = 3",
+        "max_new_tokens = 2\nstop = [\"x\"]",
+        "max_new_tokens = 2\nextract = \"x\"",
+        "max_new_tokens = 2\nignore_case = true",
+        "max_new_tokens = 2\nregexes_to_ignore = [\"x\"]",
+        "max_new_tokens = 2\ntolerance = 0.5",
+    ] {
         write("max_new_tokens = 2");
         said(&["base"]);
         assert!(!said(&uniform).contains("other settings"), "the same settings");

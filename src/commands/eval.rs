@@ -15,7 +15,7 @@ use crate::output::console::make_parent;
 use crate::output::gain_table::{self, gains};
 use crate::output::score_tables::tables;
 use crate::pages::scores_page::{self, ScoredRouters};
-use crate::scoring::eval_config::{EvalConfig, EvaluatedBase, EvaluatedTask};
+use crate::scoring::eval_config::{EvalConfig, EvaluatedBase, EvaluatedTask, SCORING_RULES};
 use crate::scoring::eval_run::EvalRun;
 use crate::scoring::evaluated_pairs::EvaluatedPairs;
 use crate::scoring::failures::Failures;
@@ -278,6 +278,7 @@ impl EvalArgs {
             num_fewshot: self.num_fewshot,
             quantize_activations: self.quantize_activations,
             routers: routers.iter().map(|typed| (typed.text.as_str(), typed.router.to_string())).collect(),
+            scoring_rules: SCORING_RULES,
             seed,
             split: self.split,
             tasks: tasks.iter().map(|task| EvaluatedTask::of(task, self.num_fewshot)).collect(),

@@ -8,6 +8,10 @@ use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::Path;
 
+/// The number of the rules by which rows become tokens and scores. One more where a version changes the scores of a task with
+/// the same settings; earlier versions recorded none.
+pub const SCORING_RULES: u32 = 1;
+
 /// The configuration recorded in results.json.
 #[derive(Serialize)]
 pub struct EvalConfig<'a> {
@@ -31,6 +35,8 @@ pub struct EvalConfig<'a> {
     pub quantize_activations: bool,
     /// Each router as typed, with all its settings.
     pub routers: BTreeMap<&'a str, String>,
+    /// The [`SCORING_RULES`].
+    pub scoring_rules: u32,
     /// The seed.
     pub seed: u64,
     /// The split whose rows are scored.
@@ -63,6 +69,12 @@ struct GenerationSettings<'a> {
     max_new_tokens: usize,
     stop: &'a [String],
     extract: Option<&'a str>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    ignore_case: bool,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    regexes_to_ignore: Vec<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tolerance: Option<f64>,
 }
 
 /// The texts around examples, by the keys of a task TOML.
@@ -75,10 +87,14 @@ struct FewShotSettings<'a> {
 impl<'a> EvaluatedTask<'a> {
     /// Of a task, with so many examples before its prompts.
     pub fn of(task: &'a Task, num_fewshot: usize) -> Self {
+        let comparison = &task.generation.comparison;
         let settings = GenerationSettings {
             max_new_tokens: task.generation.max_new_tokens,
             stop: &task.generation.stop,
             extract: task.generation.extract.as_ref().map(AnswerPattern::pattern),
+            ignore_case: comparison.ignore_case(),
+            regexes_to_ignore: comparison.regexes_to_ignore().collect(),
+            tolerance: comparison.tolerance(),
         };
         let texts = FewShotSettings {
             fewshot_description: &task.few_shot.description,

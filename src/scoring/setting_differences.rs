@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 const OF_ALL: [&str; 3] = ["base", "dtype", "quantize_activations"];
 
 /// These count where a task is scored by routers of both.
-const OF_A_TASK: [&str; 4] = ["encoding", "limit", "num_fewshot", "split"];
+const OF_A_TASK: [&str; 5] = ["encoding", "limit", "num_fewshot", "scoring_rules", "split"];
 
 /// A run that results are compared with.
 pub struct CurrentRun<'a> {
@@ -123,7 +123,7 @@ mod tests {
         assert_eq!(keys("uniform", "b", &fewer), [""; 0], "it is another task");
         assert_eq!(keys("uniform", "b", &with("base", json!("c"))), ["base"]);
         assert_eq!(keys("base", "a", &with("encoding", json!({"chat": true}))), ["encoding"]);
-        for key in ["encoding", "limit", "num_fewshot", "split"] {
+        for key in ["encoding", "limit", "num_fewshot", "scoring_rules", "split"] {
             assert_eq!(keys("base", "a", &with(key, json!("x"))), [key]);
         }
         for key in ["base", "dtype", "quantize_activations"] {

@@ -36,6 +36,21 @@ impl AnswerComparison {
         Ok(Self { ignore_case, ignored, tolerance })
     }
 
+    /// Whether case is ignored.
+    pub fn ignore_case(&self) -> bool {
+        self.ignore_case
+    }
+
+    /// The patterns of what is ignored.
+    pub fn regexes_to_ignore(&self) -> impl Iterator<Item = &str> {
+        self.ignored.iter().map(Regex::as_str)
+    }
+
+    /// The most by which numbers may differ; None: numbers are compared as texts.
+    pub fn tolerance(&self) -> Option<f64> {
+        self.tolerance
+    }
+
     /// Whether a text is that answer.
     pub fn equal(&self, text: &str, answer: &str) -> bool {
         let (text, answer) = (self.compared(text), self.compared(answer));
@@ -51,7 +66,9 @@ impl AnswerComparison {
             rest.unwrap_or(text)
         };
         let text = self.ignored.iter().fold(text.trim().to_owned(), remove);
-        if self.ignore_case { text.to_lowercase() } else { text }
+        // What is removed may have had white space before it.
+        let text = text.trim();
+        if self.ignore_case { text.to_lowercase() } else { text.to_owned() }
     }
 }
 
@@ -90,9 +107,13 @@ mod tests {
     #[test]
     fn what_is_ignored_is_ignored_in_both() {
         let lorahub = AnswerComparison::new(true, &[r"\.".to_owned()], None).unwrap();
-        for (text, answer, equal) in
-            [(" yes.\n", "Yes", true), ("(A)", "(a).", true), ("A", "(A)", false), ("1.5", "15", true)]
-        {
+        for (text, answer, equal) in [
+            (" yes.\n", "Yes", true),
+            ("yes .", "Yes", true),
+            ("(A)", "(a).", true),
+            ("A", "(A)", false),
+            ("1.5", "15", true),
+        ] {
             assert_eq!(lorahub.equal(text, answer), equal, "{text} {answer}");
         }
         assert!(!AnswerComparison::default().equal("yes", "Yes"));
