@@ -55,3 +55,32 @@ fn routers_are_not_fitted_to_scored_rows_of_another_file() {
     let error = words(&line).failed(1);
     assert!(error.contains("rows of the evaluated task `a` are among its training rows"), "{error}");
 }
+
+/// As in a benchmark whose examples are scored too.
+#[test]
+fn files_for_train_and_test_may_have_the_same_rows() {
+    let work = tempfile::tempdir().unwrap();
+    let path = |name: &str| work.path().join(name).display().to_string();
+    let rows = |numbers: std::ops::Range<usize>| -> String {
+        numbers.map(|i| format!("{}\n", json!({"input": format!("row {i}"), "output": i}))).collect()
+    };
+    fs::write(path("a.jsonl"), rows(0..30)).unwrap();
+    fs::write(path("b.jsonl"), rows(29..60)).unwrap();
+    fs::write(path("same.toml"), "train = \"a.jsonl\"\ntest = \"a.jsonl\"\n").unwrap();
+    fs::write(path("few.toml"), "train = \"a.jsonl\"\ntest = \"b.jsonl\"\n").unwrap();
+    let trained = |name: &str| {
+        let (task, library) = (path(&format!("{name}.toml")), path(name));
+        words(&format!("train-experts --base pico --tasks {task} --library {library} --set max_steps=1 -q")).ok();
+        format!("eval --base pico --library {library} --router uniform --tasks {task} --limit 2 --metrics loss")
+    };
+    let same = trained("same");
+    let error = words(&same).failed(1);
+    assert!(error.contains("30 of 30 test rows are training rows of expert `same`"), "{error}");
+    assert!(error.contains("files without common rows, or --split train"), "{error}");
+    words(&format!("{same} --split train")).ok();
+    let said = words(&trained("few")).ok().stderr;
+    assert!(said.contains("1 of 31 test rows are training rows of expert `few`"), "{said}");
+    let task = path("same.toml");
+    let error = words(&format!("eval --base pico --router base --tasks {task} --fit {task}")).failed(1);
+    assert!(error.contains("30 of 30 test rows of the evaluated task `same` are among its training rows"), "{error}");
+}

@@ -10,6 +10,9 @@ use lorakit_task::{Split, Task};
 /// From this share on, rows in common are no coincidence.
 const SHARE: f64 = 0.1;
 
+/// What to do about a task whose own files share rows.
+const OVERLAPPING: &str = "Give `train` and `test` of its TOML files without common rows";
+
 /// Refuses tasks whose rows of a split were seen by an expert, which is given with its name. Warns where a few were.
 pub fn ensure_unseen(
     tasks: &[Task],
@@ -57,13 +60,13 @@ impl<'a> ScoredRows<'a> {
     }
 
     /// Refuses a task whose rows the expert has seen: one with the name of a training task but other rows, one with the same
-    /// rows split with another seed, or one that shares rows with the training rows of any task. A few shared rows are
-    /// returned, for a warning.
+    /// rows split with another seed, or one that shares rows with the training rows of any task, also with its own. A few
+    /// shared rows are returned, for a warning.
     fn ensure_unseen(&self, expert: &str, record: &ExpertRecord) -> Result<Option<String>> {
         let mut few = None;
         for seen in record.tasks.iter().chain(&record.seen) {
             self.ensure_split(expert, seen)?;
-            let Some(found) = self.seen_rows(&seen.train_rows, seen) else { continue };
+            let Some(found) = self.seen_rows(&seen.train_rows) else { continue };
             let (task, path) = (&self.task.name, self.task.path.display());
             let (split, SeenRows { shared, compared }) = (self.split, found);
             let rows = format!(
@@ -71,11 +74,14 @@ impl<'a> ScoredRows<'a> {
                  `{}`, {})",
                 seen.name, seen.path
             );
+            let hint = if seen.sha256 == self.task.sha256() {
+                format!("{OVERLAPPING}, or --split train, whose rows are known to be seen")
+            } else {
+                format!("Use the file that it was trained on with its split_seed {}, or --split all", seen.split_seed)
+            };
             ensure!(
                 (shared as f64) < SHARE * compared as f64,
-                "{rows}, so their scores would not be those of unseen rows. Use the file that it was trained on with its \
-                 split_seed {}, or --split all",
-                seen.split_seed
+                "{rows}, so their scores would not be those of unseen rows. {hint}"
             );
             few = few.or(Some(rows));
         }
@@ -108,11 +114,9 @@ impl<'a> ScoredRows<'a> {
         Ok(())
     }
 
-    /// The rows that are among the recorded training rows, if any. A task and itself share what its files share.
-    fn seen_rows(&self, train_rows: &str, seen: &TaskRecord) -> Option<SeenRows> {
-        if seen.sha256 == self.task.sha256() {
-            return None;
-        }
+    /// The rows that are among the recorded training rows, if any. A task that is split by hash shares none with itself, one
+    /// with files for train and test what these share.
+    fn seen_rows(&self, train_rows: &str) -> Option<SeenRows> {
         let (shared, compared) = HashSketch::of_text(train_rows)?.shared(self.hashes.iter().copied());
         (shared > 0).then_some(SeenRows { shared, compared })
     }
@@ -131,15 +135,14 @@ impl<'a> ScoredRows<'a> {
             fit.split_seed,
             task.split_seed
         );
-        if task.sha256() == fit.sha256() {
-            return Ok(());
-        }
+        let hint =
+            if task.sha256() == fit.sha256() { OVERLAPPING } else { "Use one file with one split_seed for both" };
         let fitted = [Split::Train, Split::Validation].into_iter().flat_map(|split| fit.row_hashes(split));
         let (shared, compared) = HashSketch::new(fitted).shared(self.hashes.iter().copied());
         ensure!(
             shared == 0 || (shared as f64) < SHARE * compared as f64,
             "--fit {} ({}): {shared} of {compared} {} rows of the evaluated task `{}` are among its training rows or \
-             validation rows. Use one file with one split_seed for both, or --split all",
+             validation rows. {hint}, or --split all",
             fit.name,
             fit.path.display(),
             self.split,
