@@ -379,12 +379,19 @@ fn a_merge_into_a_base_of_the_hub_keeps_its_files_and_its_name() {
         let config = std::fs::read_to_string(adapter.join("adapter_config.json")).unwrap();
         serde_json::from_str::<Value>(&config).unwrap()["base_model_name_or_path"].clone()
     };
-    // Without --base, the library's own is downloaded, and checked.
+    // Without --base, the library's own is taken from the cache, and checked.
     let again = work.path().join("again");
     let ran = lorakit(&format!("merge --library {library} --method linear --into-base --out {}", again.display())).ok();
     assert_contains(&ran.stderr, &["hub:acme/tiny"]);
     let weights = |folder: &Path| std::fs::read(folder.join("model.safetensors")).unwrap();
     assert_eq!(weights(&again), weights(Path::new(out)));
+    // Never downloaded, it may be another model: folders bear the name of what they were trained from.
+    let empty = work.path().join("empty");
+    let settings = [("HF_ENDPOINT", server.address()), ("HF_HOME", empty.to_str().unwrap())];
+    let line =
+        format!("merge --library {library} --method linear --into-base --out {}", work.path().join("no").display());
+    let ran: binary::Ran = with(&line.split_whitespace().collect::<Vec<_>>(), &settings).output().unwrap().into();
+    assert_contains(&ran.failed(2), &["needs --base", "`acme/tiny`", "no folder, file or downloaded repository here"]);
     // The expert was trained for pico, which its own config says; a merge of it says the same.
     assert_eq!(named(""), "pico");
 }

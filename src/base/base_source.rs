@@ -62,13 +62,15 @@ impl fmt::Display for BaseSource {
 }
 
 impl BaseSource {
-    /// The base that a library records, where its name tells where it is: the bundled base, a repository of the Hub, or a
-    /// folder or file that exists. Of a repository with GGUF files it does not tell which.
-    pub fn of_recorded(base: &BaseIdentity) -> Option<Self> {
+    /// The base that a library records, where its name tells where it is: the bundled base, a folder or file that exists, or
+    /// a repository of the Hub that `is_cached`. One that was never downloaded may be another model: folders that were
+    /// trained on have the name of what they come from. Of a repository with GGUF files the name does not tell which.
+    pub fn of_recorded(base: &BaseIdentity, is_cached: impl Fn(&Repository) -> bool) -> Option<Self> {
         let name = &base.name;
         if base.on_hub == Some(true) {
             let is_gguf = base.form.as_deref().is_some_and(|form| form.starts_with("GGUF"));
-            return (!is_gguf).then(|| format!("hub:{name}").parse().ok()).flatten();
+            let (repository, _) = Repository::parse(RepositoryKind::Model, name).filter(|(_, file)| file.is_empty())?;
+            return (!is_gguf && is_cached(&repository)).then_some(Self::Hub(repository));
         }
         (name == "pico" || Path::new(name).exists()).then(|| name.parse().ok()).flatten()
     }
@@ -175,6 +177,7 @@ mod tests {
             ("acme/tiny", Some(true), None, Some("hub:acme/tiny")),
             ("acme/tiny", Some(true), Some("GGUF Q4_1 F32"), None),
             ("acme/tiny", Some(false), None, None),
+            ("acme/other", Some(true), None, None),
             (folder, None, None, Some(folder)),
         ] {
             let base = BaseIdentity {
@@ -185,7 +188,8 @@ mod tests {
                 fingerprint: String::new(),
                 form: form.map(str::to_owned),
             };
-            let source = BaseSource::of_recorded(&base).map(|source| source.to_string());
+            let cached = |repository: &Repository| repository.name == "acme/tiny";
+            let source = BaseSource::of_recorded(&base, cached).map(|source| source.to_string());
             assert_eq!(source.as_deref(), found, "{name}");
         }
     }

@@ -8,6 +8,7 @@ use crate::base::merged_base;
 use crate::base::resolved_base::ResolvedBase;
 use crate::command_context::CommandContext;
 use crate::encoding_check::EncodingCheck;
+use crate::hub::snapshot::is_cached;
 use crate::output::console::make_parent;
 use crate::output::merge_tables::MergeReport;
 use crate::output::text_table::help_entry;
@@ -58,7 +59,7 @@ pub struct MergeArgs {
     #[command(flatten)]
     encoding: PromptEncodingArgs,
     /// Base model of the library; the merged adapter is checked against it [default where one is needed: the base that the
-    /// library records, if its name tells where it is]
+    /// library records, if its name tells where it is on this machine]
     #[arg(long, value_name = "B")]
     base: Option<BaseSource>,
     /// Write the base with the adapter merged into its weights, as a Hugging Face model folder
@@ -158,10 +159,10 @@ impl MergeArgs {
             Method::Given(_) => return Ok(None),
         };
         let recorded = library.base();
-        let Some(base) = recorded.and_then(BaseSource::of_recorded) else {
+        let Some(base) = recorded.and_then(|base| BaseSource::of_recorded(base, is_cached)) else {
             let found = match recorded {
                 Some(own) => {
-                    format!("records the base `{}`, which is no folder, file or repository that is known", own.name)
+                    format!("records the base `{}`, which is no folder, file or downloaded repository here", own.name)
                 }
                 None => "records none".to_owned(),
             };

@@ -1,6 +1,7 @@
 //! The files of a repository at one commit, in the cache of huggingface_hub.
 
 use super::client::{HubClient, RepositoryInfo};
+use super::hub_environment::HubEnvironment;
 use super::hub_failure::HubFailure;
 use super::repository::{Repository, RepositoryKind};
 use crate::command_context::CommandContext;
@@ -72,6 +73,11 @@ fn find(
         context.output.warn(format!("{repository}: {failure}. Using the cached {}", folder.display()));
     }
     Ok(folder)
+}
+
+/// Whether there is an earlier download of a repository.
+pub fn is_cached(repository: &Repository) -> bool {
+    cached(repository, &HubEnvironment::read().cache).is_some()
 }
 
 /// The folder of an earlier download: that of the commit that was then the revision's.
