@@ -26,7 +26,8 @@ pub fn gains<'a>(results: &'a Results, routers: &[&'a str], tasks: &[Task]) -> G
     gains
 }
 
-/// How much better the first of a pair is than the second in a metric, by task.
+/// How much better the first of a pair is than the second in a metric, by task: over the tasks of both, which may be more
+/// than those that means are over, the tasks of all routers.
 fn paired(results: &Results, (better, worse): (&str, &str), metric: &str, tasks: &[Task]) -> Vec<Vec<f64>> {
     let value = |router: &str, task: &Task| results.get(router, &task.name)?.metrics.get(metric).map(|s| s.value);
     let sign = if metric == Metric::Loss.name() { -1.0 } else { 1.0 };

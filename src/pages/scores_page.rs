@@ -308,6 +308,7 @@ mod tests {
         assert!((map.rows[0].shares[2], map.rows[0].others) == (0.5, 0.0), "{:?}", map.rows[0].shares);
         let html = html(&scored).unwrap();
         assert!(html.contains("only some tasks have a score of every router: loss over 1 of 2 tasks"), "{html}");
+        assert!(html.contains("the gain over base on all tasks that both routers were scored on"), "{html}");
         assert!(html.contains("2 routers on 2 tasks") && html.contains("&lt;b&gt;") && !html.contains("<b>"), "{html}");
         assert!(!html.contains("http") && !html.contains("<script"), "{html}");
     }
