@@ -250,6 +250,9 @@ fn undesired_completions_are_left_out() {
     // As numbers, and as CSV has them.
     fs::write(&path, [row(1, "1"), row(2, "0"), row(3, "0.0")].join("\n")).unwrap();
     assert_eq!(load(&path).count(Split::All), 1);
+    // Classes are no such labels.
+    fs::write(&path, [row(1, "1"), row(2, "0"), row(3, "2")].join("\n")).unwrap();
+    assert_eq!((load(&path).count(Split::All), load(&path).warnings), (3, vec![]));
     let csv = folder.path().join("kto.csv");
     fs::write(&csv, "prompt,completion,label\np1,c,True\np2,c,False\np3,c,false\n").unwrap();
     assert_eq!(load(&csv).count(Split::All), 1);

@@ -117,9 +117,13 @@ fn read_rows(config: &TaskConfig, reader: &RowReader, file: &DataFile) -> Result
             "the file is one JSON object and read as one row (rows inside it need a task TOML with `rows_at`)".into()
         }
     };
-    let row = |(i, row)| {
+    let undesired = reader.undesired(&rows);
+    let row = |(i, row): (usize, _)| {
+        if undesired[i] {
+            return Ok(None);
+        }
         let read = reader.read(i + 1, row, instruction.as_deref());
-        read.map_err(|error| {
+        read.map(Some).map_err(|error| {
             let place = place(i + 1, &error);
             error.at(place)
         })

@@ -6,6 +6,17 @@ use crate::error::Result;
 use crate::row::{Answer, RowKind};
 use crate::row_format::columns::Columns;
 
+/// What the label of a row says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RowLabel {
+    /// That the row is to be learned.
+    Desired,
+    /// That it is not, and so left out.
+    Undesired,
+    /// Something else.
+    Other,
+}
+
 /// A known set of columns, and what they mean. A task TOML can replace either half by templates.
 pub(crate) trait RowFormat: Sync {
     /// The columns of such a row, for messages: "`input` and `output`".
@@ -28,9 +39,9 @@ pub(crate) trait RowFormat: Sync {
         None
     }
 
-    /// Whether the row is not to be learned, and so left out.
-    fn is_undesired(&self, _: &Columns) -> bool {
-        false
+    /// What the row's label says of it, if it has one.
+    fn label(&self, _: &Columns) -> Option<RowLabel> {
+        None
     }
 
     /// What of such rows is not used, as a sentence.

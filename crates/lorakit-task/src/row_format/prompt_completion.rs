@@ -7,7 +7,7 @@ use crate::error::{Result, TaskError};
 use crate::json_value;
 use crate::row::{Answer, RowKind};
 use crate::row_format::columns::Columns;
-use crate::row_format::format::RowFormat;
+use crate::row_format::format::{RowFormat, RowLabel};
 use crate::row_format::messages;
 
 /// `prompt` and `completion`. Texts follow each other as they are; of messages only the completion's are learned.
@@ -38,16 +38,28 @@ impl RowFormat for PromptCompletion {
         Some("")
     }
 
-    /// As KTO's rows say: by false or 0, of which CSV has only the texts.
-    fn is_undesired(&self, columns: &Columns) -> bool {
-        match columns.get("label") {
-            Some(Value::Bool(label)) => !label,
-            Some(Value::Number(label)) => label.as_f64() == Some(0.0),
-            Some(Value::String(label)) => {
-                label.trim().eq_ignore_ascii_case("false") || label.trim().parse::<f64>() == Ok(0.0)
-            }
-            _ => false,
+    /// KTO's rows have true or false, or 1 or 0, of which CSV has the texts.
+    fn label(&self, columns: &Columns) -> Option<RowLabel> {
+        match columns.get("label")? {
+            Value::Bool(true) => Some(RowLabel::Desired),
+            Value::Bool(false) => Some(RowLabel::Undesired),
+            Value::Number(label) => Some(label_of_number(label.as_f64())),
+            Value::String(label) => match label.trim().to_lowercase().as_str() {
+                "" => None,
+                "true" => Some(RowLabel::Desired),
+                "false" => Some(RowLabel::Undesired),
+                text => Some(label_of_number(text.parse().ok())),
+            },
+            _ => Some(RowLabel::Other),
         }
+    }
+}
+
+fn label_of_number(number: Option<f64>) -> RowLabel {
+    match number {
+        Some(1.0) => RowLabel::Desired,
+        Some(0.0) => RowLabel::Undesired,
+        _ => RowLabel::Other,
     }
 }
 

@@ -8,6 +8,7 @@ use crate::json_value;
 use crate::loading::task_config::{OneOrMany, TaskConfig};
 use crate::row::{Answer, Row, RowKind};
 use crate::row_format::columns::Columns;
+use crate::row_format::format::RowLabel;
 use crate::row_format::known_formats::{expected_columns, format_of};
 use crate::row_format::multiple_choice::{choice_texts, choices_answer};
 use crate::row_format::template::{Template, TemplateSet, require_braces};
@@ -57,12 +58,24 @@ impl RowReader {
         Ok(RowReader { columns, templates, prompt, answer, delimiter })
     }
 
-    /// Reads one row; None if it is not to be learned. `number` counts from 1; `instruction` is the task's, not the row's.
-    pub fn read(&self, number: usize, row: SourceRow<'_>, instruction: Option<&str>) -> Result<Option<Row>> {
+    /// Which rows of a file are not to be learned: those whose label says so, unless other labels of the file say something
+    /// else, such as a class. Templates read labels as they say.
+    pub fn undesired(&self, rows: &[SourceRow<'_>]) -> Vec<bool> {
+        let label = |row: &SourceRow<'_>| {
+            if self.has_templates() || !row.fields.contains_key("label") {
+                return None;
+            }
+            let columns = Columns::new(*row, &self.columns, None).ok()?;
+            format_of(&columns).label(&columns)
+        };
+        let labels: Vec<Option<RowLabel>> = rows.iter().map(label).collect();
+        let is_known = !labels.contains(&Some(RowLabel::Other));
+        labels.into_iter().map(|label| is_known && label == Some(RowLabel::Undesired)).collect()
+    }
+
+    /// Reads one row. `number` counts from 1; `instruction` is the task's, not the row's.
+    pub fn read(&self, number: usize, row: SourceRow<'_>, instruction: Option<&str>) -> Result<Row> {
         let columns = Columns::new(row, &self.columns, instruction)?;
-        if !self.has_templates() && format_of(&columns).is_undesired(&columns) {
-            return Ok(None);
-        }
         let (prompt, answer, kind) = self.parts(&columns).map_err(|error| match error {
             TaskError::MissingColumn { column, present, formats } => {
                 TaskError::MissingColumn { column, present, formats: formats + &expected_columns() }
@@ -71,12 +84,12 @@ impl RowReader {
         })?;
         let own = format_of(&columns).delimiter().filter(|_| !self.has_templates()).map(str::to_owned);
         let delimiter = self.delimiter.clone().or(own);
-        Ok(Some(Row { number, fields: row.fields.clone(), kind, prompt, delimiter, answer }))
+        Ok(Row { number, fields: row.fields.clone(), kind, prompt, delimiter, answer })
     }
 
     /// What of such rows is not used, as a sentence.
     pub fn warning(&self, fields: &Map<String, Value>) -> Option<&'static str> {
-        let columns = Columns::new(SourceRow { fields, written: None }, &self.columns, None).ok()?;
+        let columns = Columns::new(SourceRow { fields, written: None, filled: false }, &self.columns, None).ok()?;
         format_of(&columns).warning(&columns).filter(|_| !self.has_templates())
     }
 
@@ -188,8 +201,8 @@ mod tests {
 
     fn row(toml: &str, fields: Value, instruction: Option<&str>) -> Result<Row> {
         let config = TaskConfig::parse(toml).unwrap().remove(0);
-        let row = SourceRow { fields: fields.as_object().unwrap(), written: None };
-        Ok(RowReader::new(&config)?.read(1, row, instruction)?.unwrap())
+        let row = SourceRow { fields: fields.as_object().unwrap(), written: None, filled: false };
+        RowReader::new(&config)?.read(1, row, instruction)
     }
 
     fn delimiter(row: &Row) -> &str {
