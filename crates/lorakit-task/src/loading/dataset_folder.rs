@@ -166,7 +166,7 @@ const SHARDED: &str = ".parquet";
 pub(crate) fn shards_of(file: &Path) -> Result<Vec<PathBuf>> {
     let name = file.file_name().unwrap_or_default().to_string_lossy();
     let Some(name) = name.strip_suffix(SHARDED).filter(|_| !file.exists()) else { return Ok(Vec::new()) };
-    let folder = file.parent().filter(|folder| folder.is_dir());
+    let folder = Some(folder_of(file)).filter(|folder| folder.is_dir());
     let (mut files, mut shards) = (Vec::new(), Vec::new());
     for entry in folder.map(entries).transpose()?.unwrap_or_default() {
         let found = entry.file_name().to_string_lossy().into_owned();
@@ -185,6 +185,11 @@ pub(crate) fn shards_of(file: &Path) -> Result<Vec<PathBuf>> {
     }
     ensure_complete(&shards, folder.unwrap_or(file))?;
     Ok(files)
+}
+
+/// The folder of a file: of a bare name the working directory, which has an empty path as a parent.
+fn folder_of(file: &Path) -> &Path {
+    file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// The entries of a folder, by name.
@@ -256,5 +261,21 @@ fn split_named(name: &str) -> Option<Split> {
         "validation" | "valid" | "val" | "dev" => Some(Split::Validation),
         "test" | "testing" | "eval" | "evaluation" => Some(Split::Test),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_bare_name_is_in_the_working_directory() {
+        for (file, folder) in [("a.parquet", "."), ("b/a.parquet", "b"), ("/a.parquet", "/")] {
+            assert_eq!(folder_of(Path::new(file)), Path::new(folder), "{file}");
+        }
+        // Its folder is looked at, and read.
+        assert!(folder_of(Path::new("a.parquet")).is_dir());
+        assert!(!entries(folder_of(Path::new("a.parquet"))).unwrap().is_empty());
     }
 }
