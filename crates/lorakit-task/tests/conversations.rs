@@ -219,8 +219,8 @@ fn a_reply_of_text_and_calls_ends_after_the_calls() {
     let reply = |arguments: &str| format!("<|im_start|>a<|im_end|>[Paris.<|eot_id|>f<end_of_turn>{arguments}</s>]");
     assert_eq!(shown(template, call(json!({"x": 1}))), reply("{\"x\": 1}"));
     assert_eq!(shown(template, call(json!({"x": "Paris."}))), reply("{\"x\": \"Paris.\"}"));
-    // Parquet gives every struct the fields of all.
-    assert_eq!(shown(template, call(json!({"x": {"y": 1, "z": null}, "w": null}))), reply("{\"x\": {\"y\": 1}}"));
+    // A null of a call is its own.
+    assert_eq!(shown(template, call(json!({"x": null}))), reply("{\"x\": null}"));
     let endless = reply("{\"x\": 1}").replace("</s>", "");
     assert_eq!(shown(&template.replace("</s>", ""), call(json!({"x": 1}))), endless);
 }
@@ -248,6 +248,21 @@ fn a_reply_ends_after_its_content_wherever_else_that_text_is() {
     assert_eq!(shown(next, json!({"role": "assistant", "content": "s"})), expected);
 }
 
+/// As the first release of Meta-Llama-3-Instruct has it: what it begins ends in a special token.
+#[test]
+fn a_template_may_always_begin_another_reply() {
+    let template = "{% for m in messages %}{% set content = '<|start_header_id|>' ~ m.role ~ '<|end_header_id|>\n\n' ~ \
+                    m.content | trim ~ '<|eot_id|>' %}{{ content }}{% endfor %}\
+                    {{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}";
+    let tokenizer = tokenizer(Some(template));
+    let example = encode(two_turns(), &tokenizer, 999).unwrap();
+    assert_eq!(example.reply_source, ReplySource::Prefixes);
+    let header = |role: &str| format!("<|start_header_id|>{role}<|end_header_id|>\n\n");
+    let (user, reply) = (header("user"), header("assistant"));
+    let expected = format!("{user}a<|eot_id|>{reply}[b<|eot_id|>]{user}c<|eot_id|>{reply}[d<|eot_id|>]{reply}");
+    assert_eq!(marked(&example, &tokenizer), expected);
+}
+
 #[test]
 fn what_a_template_writes_before_a_reply_is_no_part_of_the_answer() {
     let of = |row: Value, template: &str, chat: bool| {
@@ -272,17 +287,15 @@ fn what_a_template_writes_before_a_reply_is_no_part_of_the_answer() {
     assert_eq!(of(plain, EMPTY_THINKING, true).answer(text).trim(), "Paris");
 }
 
-/// Parquet fills the parameters of every tool up with those of the others.
+/// JSON says what it means; of Parquet, which fills objects up with nulls, see the tests of `messages`.
 #[test]
-fn nulls_of_tools_and_parts_do_not_reach_the_template() {
-    let template = "{{ tools | tojson }}{% for m in messages %}{{ m | tojson }}</s>{% endfor %}";
-    let tokenizer = tokenizer(Some(template));
-    let part = |text: &str| json!([{"type": "text", "text": text, "image_url": null}]);
-    let messages =
-        json!([{"role": "user", "content": part("a")}, {"role": "assistant", "content": part("b"), "name": null}]);
-    let row = json!({"messages": messages, "tools": [{"name": "f", "parameters": {"x": {"type": "int"}, "y": null}}]});
+fn nulls_within_tools_reach_the_template() {
+    let tokenizer = tokenizer(Some("{{ tools | tojson }}{% for m in messages %}{{ m | tojson }}</s>{% endfor %}"));
+    let messages = json!([{"role": "user", "content": "a", "name": null}, {"role": "assistant", "content": "b"}]);
+    let row = json!({"messages": messages, "tools": [{"name": "f", "parameters": {"x": {"default": null}}}]});
     let shown = marked(&encode(row, &tokenizer, 999).unwrap(), &tokenizer);
-    assert!(shown.contains("\"parameters\": {\"x\": {\"type\": \"int\"}}") && !shown.contains("null"), "{shown}");
+    assert!(shown.contains("\"parameters\": {\"x\": {\"default\": null}}"), "{shown}");
+    assert_eq!(shown.matches("null").count(), 1, "{shown}");
 }
 
 #[test]

@@ -60,8 +60,8 @@ impl Message {
         };
         // Templates ask whether a field is defined, and files of fixed columns fill messages up with nulls.
         let is_given = |(key, value): &(&String, &Value)| key.as_str() == "content" || !value.is_null();
-        let given = |(key, value): (&String, &Value)| (key.clone(), json_value::without_nulls(value));
-        let fields: Map<String, Value> = fields.iter().filter(is_given).map(given).collect();
+        let given = fields.iter().filter(is_given).map(|(key, value)| (key.clone(), value.clone()));
+        let fields: Map<String, Value> = given.collect();
         let role = match fields.get("role") {
             Some(Value::String(role)) => role.clone(),
             Some(other) => return Err(expected("a text as `role`", json_value::kind(other))),
@@ -149,9 +149,17 @@ impl Conversation {
             None | Some(Value::Null) => None,
             Some(Value::String(text)) if text.trim().is_empty() => None,
             Some(Value::String(text)) => Some(serde_json::from_str(text).map_err(TaskError::from).at(|| "`tools`")?),
-            Some(given) => Some(json_value::without_nulls(given)),
+            Some(given) => Some(given.clone()),
         };
         Ok(Conversation { tools: tools.filter(|tools: &Value| tools != &Value::Array(Vec::new())), ..self })
+    }
+
+    /// The conversation without the null entries of objects within its messages' fields.
+    pub(crate) fn without_nested_nulls(mut self) -> Conversation {
+        for value in self.messages.iter_mut().flat_map(|message| message.fields.values_mut()) {
+            *value = json_value::without_nulls(value);
+        }
+        self
     }
 
     /// The index of the last reply.
@@ -231,10 +239,11 @@ mod tests {
         assert_eq!(read.content, "ab");
         assert_eq!(Value::Object(read.fields(true)), parts);
         assert_eq!(Value::Object(read.fields(false)), json!({"role": "user", "content": "ab"}));
-        let filled =
-            json!({"role": "user", "content": [{"type": "text", "text": "a", "image_url": null}], "name": null});
-        let given = json!({"role": "user", "content": [{"type": "text", "text": "a"}]});
-        assert_eq!(Value::Object(Message::read(&filled).unwrap().fields(true)), given);
+        let filled = json!({"role": "user", "content": "a", "name": null});
+        assert_eq!(
+            Value::Object(Message::read(&filled).unwrap().fields(true)),
+            json!({"role": "user", "content": "a"})
+        );
         let call = json!({"role": "assistant", "content": null, "tool_calls": []});
         assert_eq!(Message::read(&call).unwrap().content, "");
     }

@@ -69,7 +69,7 @@ impl ReplyFinder<'_> {
         let message = &self.conversation.messages[reply];
         let content = message.content.trim();
         let start = self.start(reply, through, content)?;
-        let end = start + self.reply_len(&through[start..], content, message.calls_functions());
+        let end = start + self.reply_len(reply, &through[start..], content);
         whole.starts_with(&through[..end]).then_some(start..end)
     }
 
@@ -91,7 +91,7 @@ impl ReplyFinder<'_> {
 
     /// The length of a reply at the start of `text`, which ends with it but for white space: with calls of functions, and
     /// with the token that ends its turn. Some templates begin the next turn after that.
-    fn reply_len(&self, text: &str, content: &str, calls: bool) -> usize {
+    fn reply_len(&self, reply: usize, text: &str, content: &str) -> usize {
         let whole = text.trim_end();
         // Without content all that is there, such as calls of tools, is the reply.
         if content.is_empty() {
@@ -102,8 +102,16 @@ impl ReplyFinder<'_> {
         let Some(turn_end) = contents.filter_map(|end| self.special_after(text, end)).last() else {
             return whole.len();
         };
-        let has_next_turn = !calls && !self.special.iter().any(|token| whole.ends_with(token.as_str()));
-        if has_next_turn || self.is_special_alone(&text[turn_end..]) { turn_end } else { whole.len() }
+        let rest = text[turn_end..].trim();
+        let is_complete = self.special.iter().any(|token| whole.ends_with(token.as_str()));
+        let has_next_turn = || !is_complete || self.is_generation_prompt(rest, reply);
+        let calls = self.conversation.messages[reply].calls_functions();
+        if self.is_special_alone(rest) || (!calls && has_next_turn()) { turn_end } else { whole.len() }
+    }
+
+    /// Whether a text is what a template writes before the reply: some write it after each conversation, asked or not.
+    fn is_generation_prompt(&self, text: &str, reply: usize) -> bool {
+        !text.is_empty() && self.render(reply, true).is_some_and(|prompt| prompt.trim_end().ends_with(text))
     }
 
     /// Where the special token ends that a text has at `at`, after white space, if it has one.

@@ -14,6 +14,8 @@ pub(crate) struct Columns {
     fields: Map<String, Value>,
     /// The same with numbers as they are written, if that differs.
     written: Option<Map<String, Value>>,
+    /// Whether the file fills objects up with nulls at any depth.
+    filled: bool,
 }
 
 impl Columns {
@@ -33,7 +35,8 @@ impl Columns {
             }
             Ok(columns)
         };
-        Ok(Columns { fields: completed(row.fields)?, written: row.written.map(completed).transpose()? })
+        let written = row.written.map(completed).transpose()?;
+        Ok(Columns { fields: completed(row.fields)?, written, filled: row.filled })
     }
 
     /// The columns of a row whose numbers are as serde_json writes them.
@@ -41,7 +44,18 @@ impl Columns {
     pub fn of(fields: &Value) -> Columns {
         let mut fields = fields.as_object().cloned().unwrap_or_default();
         fields.entry("instruction").or_insert_with(|| "".into());
-        Columns { fields, written: None }
+        Columns { fields, written: None, filled: false }
+    }
+
+    /// The same columns of a file that fills objects up with nulls.
+    #[cfg(test)]
+    pub fn of_filled(fields: &Value) -> Columns {
+        Columns { filled: true, ..Columns::of(fields) }
+    }
+
+    /// Whether nulls within the columns may be those with which the file fills objects up, and not the row's own.
+    pub fn is_filled(&self) -> bool {
+        self.filled
     }
 
     /// All columns, for templates.

@@ -50,9 +50,15 @@ pub(crate) fn read(value: &Value, column: &str) -> Result<Vec<Message>> {
     messages.iter().enumerate().map(read).collect()
 }
 
-/// The conversation with the row's `tools`.
+/// The conversation with the row's `tools`, both without the nulls with which the file fills objects up: templates ask
+/// whether a field is defined. Other nulls, such as a default value or an argument of a call, stay.
 pub(crate) fn with_tools(conversation: Conversation, columns: &Columns) -> Result<Conversation> {
-    conversation.with_tools(columns.as_map().get("tools"))
+    let tools = columns.as_map().get("tools");
+    if !columns.is_filled() {
+        return conversation.with_tools(tools);
+    }
+    let tools = tools.map(json_value::without_nulls);
+    conversation.without_nested_nulls().with_tools(tools.as_ref())
 }
 
 /// The messages before the last reply, for display.
@@ -92,6 +98,30 @@ mod tests {
         assert_eq!(Messages.answer(&columns).unwrap(), Answer::Text(vec!["two".into()]));
         let RowKind::Conversation(conversation) = Messages.kind(&columns).unwrap() else { unreachable!() };
         assert_eq!((conversation.messages.len(), conversation.tools), (4, Some(json!([{"name": "f"}]))));
+    }
+
+    /// Parquet and Arrow fill the parameters of every tool up with those of the others, and so on; JSON says what it means.
+    #[test]
+    fn only_files_of_fixed_columns_lose_their_nulls() {
+        let messages = |part: Value, arguments: Value| {
+            let call = json!([{"function": {"name": "f", "arguments": arguments}}]);
+            json!([{"role": "user", "content": [part]}, {"role": "assistant", "content": null, "tool_calls": call}])
+        };
+        let tools = |parameters: Value| json!([{"name": "f", "parameters": parameters}]);
+        let part = json!({"type": "text", "text": "a", "image_url": null});
+        let row = json!({"messages": messages(part, json!({"x": {"y": 1, "z": null}, "w": null})),
+            "tools": tools(json!({"x": {"type": "int", "default": null}, "w": null}))});
+        let filled = json!({"messages": messages(json!({"type": "text", "text": "a"}), json!({"x": {"y": 1}})),
+            "tools": tools(json!({"x": {"type": "int"}}))});
+        let read = |columns: &Columns| conversation(columns).unwrap();
+        assert_eq!(read(&Columns::of_filled(&row)), read(&Columns::of(&filled)));
+        assert_eq!(read(&Columns::of(&row)).tools.as_ref(), row.get("tools"));
+        let reply = read(&Columns::of(&row)).messages[1].fields(true);
+        assert_eq!(reply["tool_calls"], row["messages"][1]["tool_calls"]);
+        // A text of JSON is as it was written.
+        let text = row["tools"].to_string();
+        let of_text = Columns::of_filled(&json!({"messages": row["messages"], "tools": text}));
+        assert_eq!(read(&of_text).tools.as_ref(), row.get("tools"));
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub(crate) fn append_rows(batch: &RecordBatch, budget: &mut SizeBudget, rows: &m
             let value = value(column, row, budget).at(|| format!("column `{}`", field.name()))?;
             fields.extend(value.map(|value| (field.name().clone(), value)));
         }
-        rows.push(Value::Object(fields).into());
+        rows.push(SourceValue { filled: true, ..SourceValue::from(Value::Object(fields)) });
     }
     Ok(())
 }
@@ -218,5 +218,6 @@ mod tests {
         assert_eq!(rows[0].value, json!({"input": "a.png", "image": {"path": "a.png"}}));
         let text = json!({"input": "b.txt", "image": {"bytes": "abc", "path": "b.txt"}, "raw": "abc"});
         assert_eq!(rows[1].value, text);
+        assert!(rows[0].filled);
     }
 }

@@ -43,7 +43,7 @@ pub struct JsonLine {
 pub fn read_json_lines(path: &Path) -> Result<Vec<JsonLine>> {
     let content = FileContent::read(path)?;
     let line = |(number, text): (usize, &str)| {
-        let SourceValue { value, written } = parse_line(number, text)?;
+        let SourceValue { value, written, .. } = parse_line(number, text)?;
         Ok(JsonLine { number, value, written: written.map(|_| text.to_owned()) })
     };
     text(&content.bytes).and_then(|text| lines(text).map(line).collect()).at(|| path.display().to_string())

@@ -14,11 +14,13 @@ pub(crate) struct SourceValue {
     pub value: Value,
     /// The same value, with a text in place of every number that serde_json would write otherwise; None if there is none.
     pub written: Option<Value>,
+    /// Whether it is a row of a file of fixed columns, which fill objects up with nulls at any depth.
+    pub filled: bool,
 }
 
 impl From<Value> for SourceValue {
     fn from(value: Value) -> Self {
-        SourceValue { value, written: None }
+        SourceValue { value, written: None, filled: false }
     }
 }
 
@@ -32,7 +34,8 @@ impl SourceValue {
         let long: Vec<Range<usize>> =
             numbers.iter().filter(|range| is_integer(&text[(*range).clone()])).cloned().collect();
         let value = serde_json::from_str(&quoted(text, &long))?;
-        Ok(SourceValue { value, written: Some(serde_json::from_str(&quoted(text, &numbers))?) })
+        let written = Some(serde_json::from_str(&quoted(text, &numbers))?);
+        Ok(SourceValue { value, written, filled: false })
     }
 }
 

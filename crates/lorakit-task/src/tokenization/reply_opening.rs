@@ -63,7 +63,10 @@ impl ReplyOpening {
         if !self.is_reply {
             return generated;
         }
-        let rest = generated.trim_start().strip_prefix(self.text.trim()).unwrap_or(generated);
+        let rest = match self.text.trim() {
+            "" => generated,
+            opening => generated.trim_start().strip_prefix(opening).unwrap_or(generated),
+        };
         rest.rsplit_once(REASONING_END).map_or(rest, |(_, answer)| answer)
     }
 
