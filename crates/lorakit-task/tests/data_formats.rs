@@ -253,6 +253,10 @@ fn undesired_completions_are_left_out() {
     // Classes are no such labels.
     fs::write(&path, [row(1, "1"), row(2, "0"), row(3, "2")].join("\n")).unwrap();
     assert_eq!((load(&path).count(Split::All), load(&path).warnings), (3, vec![]));
+    let named = "rows = \"kto.jsonl\"\n[columns]\nlabel = \"liked\"\n";
+    fs::write(&path, [row(1, "true"), row(2, "false")].join("\n").replace("label", "liked")).unwrap();
+    fs::write(folder.path().join("named.toml"), named).unwrap();
+    assert_eq!(load(&folder.path().join("named.toml")).count(Split::All), 1);
     let csv = folder.path().join("kto.csv");
     fs::write(&csv, "prompt,completion,label\np1,c,True\np2,c,False\np3,c,false\n").unwrap();
     assert_eq!(load(&csv).count(Split::All), 1);

@@ -61,8 +61,9 @@ impl RowReader {
     /// Which rows of a file are not to be learned: those whose label says so, unless other labels of the file say something
     /// else, such as a class. Templates read labels as they say.
     pub fn undesired(&self, rows: &[SourceRow<'_>]) -> Vec<bool> {
+        let is_named = self.columns.as_map().contains_key("label");
         let label = |row: &SourceRow<'_>| {
-            if self.has_templates() || !row.fields.contains_key("label") {
+            if self.has_templates() || !(is_named || row.fields.contains_key("label")) {
                 return None;
             }
             let columns = Columns::new(*row, &self.columns, None).ok()?;
