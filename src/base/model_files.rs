@@ -117,7 +117,7 @@ fn without_key(path: &Path, key: &str) -> Result<()> {
         return Ok(());
     }
     let mut config = read_config(path)?;
-    match config.as_object_mut().and_then(|object| object.remove(key)) {
+    match config.as_object_mut().and_then(|object| object.shift_remove(key)) {
         Some(_) => write_config(path, &config),
         None => Ok(()),
     }

@@ -352,7 +352,7 @@ impl Library {
     }
 
     /// Where the expert `name` is or would be.
-    fn expert_path(&self, name: &str) -> Result<PathBuf> {
+    pub(super) fn expert_path(&self, name: &str) -> Result<PathBuf> {
         ensure_expert_name(name)?;
         Ok(self.root.join(EXPERTS).join(name))
     }

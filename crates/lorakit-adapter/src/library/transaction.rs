@@ -146,6 +146,7 @@ impl Library {
         let names: Vec<&str> = experts.iter().map(|(name, ..)| *name).collect();
         for name in &names {
             // Before the names are recorded: a rollback must not remove what existed before.
+            refuse_link(&self.expert_path(name)?)?;
             if self.contains(name) {
                 return Err(AdapterError::ExpertExists { root: self.root().to_owned(), name: (*name).to_owned() });
             }
