@@ -91,10 +91,9 @@ case "$mode" in
         settings=(learning_rate=1e-2 max_steps=2 warmup_steps=1 eval_steps=2)
         smoke_files
         real gsm_hard metamath code_alpaca
-        real pubmed_questions pubmed_texts alpaca
-        # Of the third, whose steps are the same, the files alone, so that the smoke mode stays short.
-        "$root/scripts/lora_soups_rows.py" "$source" "$out/rows" squad pubmed_decisions
-        "$lorakit" task ls "$(skill squad),pubmed_decisions" "${data[@]}"
+        # Of the others, whose steps are the same, the files alone, so that the smoke mode stays short.
+        "$root/scripts/lora_soups_rows.py" "$source" "$out/rows" alpaca squad pubmed_texts pubmed_questions pubmed_decisions
+        "$lorakit" task ls "$(skill alpaca),squad,pubmed_questions,pubmed_decisions" "$(skill pubmed_texts)" "${data[@]}"
         ;;
     small)
         [ $# -eq 1 ] || usage
@@ -173,11 +172,17 @@ for composition in "${compositions[@]}"; do
 done
 if [ "$mode" != small ]; then
     # Three epochs for each skill's expert and for data mixing, with a validation every 80 steps of 16 rows; every candidate and
-    # base, arrow and phatgoose are scored. A merge has both ranks, and is copied into the library of its composition.
+    # base, arrow and phatgoose are scored. A merge has at most both ranks, and is copied into the library of its composition;
+    # modules besides the attention's are not counted.
     read -r trained validated _ <<< "$(sizes "${skills[@]}" "${data[@]}")"
+    validations=$((trained * validated))
+    for name in "${skills[@]}"; do
+        read -r of_skill validated _ <<< "$(sizes "$name" "${data[@]}")"
+        validations=$((validations + of_skill * validated))
+    done
     read -r _ _ scored _ <<< "$(sizes "${targets[@]}" "${data[@]}")"
     cost $((${#compositions[@]} * 2 * (3 + 2 * 17))) $((2 * 3 * trained)) \
-        $(((${#candidates[@]} + 3) * scored + 2 * 3 * trained * validated / 16 / 80)) \
+        $(((${#candidates[@]} + 3) * scored + 3 * validations / 16 / 80)) \
         "${skills[@]}" "${data[@]}" -- "${targets[@]}" "${data[@]}"
 fi
 for seed in "${seeds[@]}"; do

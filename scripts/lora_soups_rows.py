@@ -18,7 +18,7 @@ def read(path):
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         sys.exit(f"{path}: no such file; the head of configs/tasks/lora_soups.toml says where it comes from")
-    return [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else json.loads(text)
+    return [json.loads(line) for line in text.split("\n") if line] if path.suffix == ".jsonl" else json.loads(text)
 
 
 def row(instruction, output, input=""):

@@ -84,10 +84,10 @@ END
 # draw SEED: the modules of a seed, in a random order, since the authors' search depends on it, separated by commas. They are
 # drawn from the list of MODULES, whatever the pool has, and then have to be in the pool.
 draw() {
-    python3 - "$library/experts" "$modules" "$1" "${MODULES:-}" <<'END'
+    python3 - "$library/experts" "$modules" "$1" "${MODULES:-}" "$out" <<'END'
 import pathlib, random, re, sys
 
-folder, count, seed, file = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+folder, count, seed, file, out = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:]
 pool = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 names = pool
 if file:
@@ -99,18 +99,27 @@ if file:
 drawn = random.Random(seed).sample(names, min(count, len(names)))
 missing = [name for name in drawn if name not in set(pool)]
 if missing:
-    sys.exit(f"{folder}: seed {seed} draws {', '.join(missing)} from {file}, which it lacks; add them to the pool, or leave out the seed")
+    todo = "add them to the pool"
+    if folder == pathlib.Path(out, "pool/experts"):
+        todo = f"if they could not be downloaded, `rm -r {out}/pool {out}/.done` and run again"
+    sys.exit(f"{folder}: seed {seed} draws {', '.join(missing)} from {file}, which it lacks; {todo}, or leave out the seed")
 print(",".join(drawn))
 END
 }
 
-# estimate: the cost of a seed. Both searches read 5 rows in each of their evaluations. Rows are scored zero-shot, with the
-# length of six in context, by the mean and by all weights, and by three adaptations beside the base.
+# estimate: the cost of a seed with all its ROWS. Both searches read 5 rows in each of their evaluations. Rows are scored by
+# the mean, and by three adaptations beside the base. Zero-shot, with the length of six in context, and by all weights they are
+# scored once for all seeds, which share that cost.
 estimate() {
-    local of_rows="$out/rows-${ROWS%% *}" count scored evaluations=$((1 + 6 + 1 + 1 + 3 * 2))
+    local of_rows="$out/rows-${ROWS%% *}" count scored draws all_weights=1
+    [ "${FULL:-1}" != 0 ] || all_weights=0
+    draws="$(wc -w <<< "$ROWS")"
     count="$(find "$of_rows/five" -name '*.toml' | wc -l)"
     read -r _ _ scored _ <<< "$(sizes "$of_rows/bbh.toml")"
-    cost $((3 * count)) $((2 * 5 * 20 * count)) $((2 * budget * 5 * count + evaluations * scored)) "$of_rows/bbh.toml"
+    echo "The cost of a seed, over $draws draw(s) of ROWS:"
+    cost $((draws * 3 * count)) $((draws * 5 * 20 * count * (${#seeds[@]} + all_weights) / ${#seeds[@]})) \
+        $((draws * (2 * budget * 5 * count + (1 + 3 * 2) * scored + (1 + 6 + all_weights) * scored / ${#seeds[@]}))) \
+        "$of_rows/bbh.toml"
 }
 
 # adapt RUN NAME METHOD OPTIONS...: writes the scores of the adapted tasks, once.
@@ -152,7 +161,10 @@ library="$pool"
 if [ ! -e "$pool/library.json" ]; then
     library="$out/pool"
     read -ra adapters <<< "$pool"
-    once "$lorakit" library add --library "$library" --base "$base" --skip-refused "${adapters[@]}" "${options[@]}" > /dev/null
+    # Only where a list says what has to be there may one be missing, since it stays missing when this runs again.
+    skip=()
+    [ -z "${MODULES:-}" ] || skip=(--skip-refused)
+    once "$lorakit" library add --library "$library" --base "$base" "${skip[@]}" "${adapters[@]}" "${options[@]}" > /dev/null
 fi
 # A seed whose modules are not in the pool stops the run before anything is scored.
 runs=()

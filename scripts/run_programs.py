@@ -149,7 +149,7 @@ def is_right(kind, sample):
 
 def score(kind, samples):
     """The number of programs of a file, and the share that is right."""
-    right = [is_right(kind, json.loads(line)) for line in samples.read_text().splitlines()]
+    right = [is_right(kind, json.loads(line)) for line in samples.read_text(encoding="utf-8").split("\n") if line]
     n, value = len(right), sum(right) / max(len(right), 1)
     return n, {"value": value, "stderr": math.sqrt(value * (1 - value) / (n - 1)) if n > 1 else None}
 
@@ -222,7 +222,9 @@ def check_results(row):
         folder = Path(folder)
         results = {"a:b=c": {"mbpp_programs": {"n": 1, "metrics": {}}, "other": {"n": 1, "metrics": {}}}, "base": {}}
         (folder / "results.json").write_text(json.dumps({"results": results, "config": {"seed": 0}}))
-        (folder / "samples_a_b=c_mbpp_programs.jsonl").write_text(json.dumps(row) + "\n")
+        row["generated"]["text"] += "  # one\u2028line"  # as lorakit writes it, unescaped
+        samples = folder / "samples_a_b=c_mbpp_programs.jsonl"
+        samples.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
         add_to_results("mbpp", folder)
         results["a:b=c"]["mbpp_programs"]["metrics"]["pass@1"] = {"value": 1.0, "stderr": None}
         assert json.loads((folder / "results.json").read_text()) == {"results": results, "config": {"seed": 0}}

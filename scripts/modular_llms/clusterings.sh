@@ -17,11 +17,11 @@ if [ "$mode" = smoke ]; then
     sizes="1 2"
 fi
 # Epochs: 2 of the private experts that are clustered, 3 of each MBC library, 5 of each other one.
-experts=$((2 * ${#trained_files[@]} + 4 * k + 1)) trained=$((2 + 3 + 5 * epochs))
+experts=$((2 * ${#trained_files[@]} + 4 * k + 1)) trained=$((2 + 3 + 5 * epochs)) evaluations=6
 for size in $sizes; do
-    [ "$size" = "$k" ] || experts=$((experts + size)) trained=$((trained + 3))
+    [ "$size" = "$k" ] || experts=$((experts + size)) trained=$((trained + 3)) evaluations=$((evaluations + 1))
 done
-cost "$experts" $((trained * $(cat "${trained_files[@]}" | wc -l))) 400000 "${trained_files[@]}"
+zero_shot_cost "$experts" "$trained" "$evaluations"
 
 for seed in "${seeds[@]}"; do
     libraries "$seed" mbc random_tasks embeddings random_examples shared private
@@ -36,4 +36,4 @@ for seed in "${seeds[@]}"; do
     done
 done
 table modular_llms_clusterings
-[ "$mode" = smoke ] || table modular_llms_number_of_clusters
+table modular_llms_number_of_clusters some # in smoke mode there are no 5 and no 25 clusters

@@ -92,13 +92,21 @@ libraries() {
     done
 }
 
+# zero_shot_cost EXPERTS EPOCHS EVALUATIONS: estimates a table of zero_shot, whose sets of programs are few rows of ten.
+zero_shot_cost() {
+    local rows tests scored=("$root/configs/tasks/zero_shot.toml" "$bbh" --data "$data")
+    read -r rows _ <<< "$(sizes "${tasks[@]}")"
+    read -r _ _ tests _ <<< "$(sizes "${scored[@]}")"
+    cost "$1" $(($2 * rows)) $(($3 * tests)) "${tasks[@]}" -- "${scored[@]}"
+}
+
 # zero_shot SEED RESULTS LIBRARY ROUTER...: the paper's ten sets; the two of programs only where programs can be run.
 zero_shot() {
     local kind
     evaluate "$1" "$2" "$3" "$root/configs/tasks/zero_shot.toml" -- --data "$data" "${limit[@]}" --router "${@:4}"
     evaluate "$1" "$2" "$3" "$bbh" -- --data "$data" "${limit[@]}" --num-fewshot 5 --router "${@:4}"
     if ! "$root/scripts/run_programs.py" --probe; then
-        echo "Without them the table has no HumanEval, no MBPP and no mean of ten." >&2
+        echo "Without them the table has no HumanEval, no MBPP and no mean of ten; its claims are judged by the eight other sets." >&2
         return
     fi
     evaluate "$1" "$2" "$3" "$root/configs/tasks/programs.toml:humaneval_programs,mbpp_programs" -- --data "$data" \
@@ -122,9 +130,9 @@ small_benchmarks() {
     rows "$data/winogrande/winogrande_xl/validation-00000-of-00001.parquet" 3 \
         '{"sentence": "Ann met Eve %d and _ left.", "option1": "Ann", "option2": "Eve", "answer": "2"}'
     rows "$data/humaneval/HumanEval.jsonl.gz" 3 \
-        '{"prompt": "def f(x):\\n", "canonical_solution": "    return %d\\n", "test": "def check(f):\\n    f(1)\\n", "entry_point": "f"}'
+        '{"prompt": "def f(x):\n", "canonical_solution": "    return %d\n", "test": "def check(f):\n    f(1)\n", "entry_point": "f"}'
     rows "$data/mbpp/sanitized-mbpp.json" 3 \
-        '{"prompt": "Return %d.", "code": "def f():\\n    return %d", "test_imports": [], "test_list": ["assert f() == %d"]}'
+        '{"prompt": "Return %d.", "code": "def f():\n    return %d", "test_imports": [], "test_list": ["assert f() == %d"]}'
     # Two of the 27 tasks, so that the smoke mode stays short.
     bbh="$bbh:boolean_expressions,web_of_lies"
     for name in boolean_expressions web_of_lies; do

@@ -12,13 +12,11 @@ source "$(dirname "$0")/libraries.sh"
 [ "$mode" != small ] || usage
 paper_arguments "$@"
 sni=("$root/configs/tasks/superni_paper.toml")
-sni_files=()
-while read -r name; do sni_files+=("$data/natural-instructions/tasks/$name.json"); done \
-    < <(sed -n 's/^name = "\(.*\)"/\1/p' "${sni[0]}")
 fractions="1 0.1" few_fractions="1 0.1 0.05 0.005"
 if [ "$mode" = smoke ]; then
-    for file in "${sni_files[@]}"; do
-        rows "$file" 40 '{"id": "'"$(basename "$file")"'-%d", "input": "Word %d", "output": ["w%d", "W%d"]}'
+    for name in $(sed -n 's/^name = "\(.*\)"/\1/p' "${sni[0]}"); do
+        file="$data/natural-instructions/tasks/$name.json"
+        rows "$file" 40 '{"id": "'"$name"'-%d", "input": "Word %d", "output": ["w%d", "W%d"]}'
         { printf '{"Definition": ["Shorten it."], "Instances": ['; paste -sd, "$file"; printf ']}'; } > "$data/sni.new"
         mv "$data/sni.new" "$file"
     done
@@ -27,16 +25,18 @@ if [ "$mode" = smoke ]; then
     sni=("${sni[0]}:task1557_jfleg_answer_generation,task1153_bard_analogical_reasoning_affordance")
 fi
 # Epochs of the libraries: 5 of private, shared and random tasks each, 1 of Poly and MHR each, 2 of the private experts that
-# are clustered, 3 of MBC. Of the rows of the 12 tasks 8 of 10 are train rows: 7 methods adapt to each of $fractions and 2 to
-# each of $few_fractions for 5 epochs, and what is adapted is scored on 1 of 10, as 14 routers are before.
-of_sni="$(cat "${sni_files[@]}" | grep -o '"id":' | wc -l)"
+# are clustered, 3 of MBC. To each of $fractions of the train rows of the 12 tasks 7 methods train for 5 epochs and LoraHub
+# searches, to each of $few_fractions 2 train. Each adaptation scores base and what is adapted; 14 routers are scored before.
+read -r rows _ <<< "$(sizes "${tasks[@]}")"
+read -r sni_rows _ sni_tests _ <<< "$(sizes "${sni[@]}" --data "$data")"
 passes="$(awk -v most="$fractions" -v all="$few_fractions" 'BEGIN {
     n = split(most, a, " "); for (i = 1; i <= n; i++) adapted += 7 * a[i]
     m = split(all, b, " "); for (i = 1; i <= m; i++) adapted += 2 * b[i]
-    printf "%d %d", 100 * adapted, 14 + 8 * n + 2 * m }')"
-read -r percent scored <<< "$passes"
-cost $((2 * ${#trained_files[@]} + 2 * skills + 2 * k + 12 * (scored - 14))) \
-    $((22 * $(cat "${trained_files[@]}" | wc -l) + percent * of_sni * 8 * epochs / 1000)) $((scored * of_sni / 10)) "${trained_files[@]}"
+    printf "%d %d", 100 * adapted, 8 * n + 2 * m }')"
+read -r percent adaptations <<< "$passes"
+cost $((2 * ${#trained_files[@]} + 2 * skills + 2 * k + 12 * adaptations)) \
+    $((22 * rows + percent * sni_rows * epochs / 100)) $(((14 + 2 * adaptations) * sni_tests)) \
+    "${tasks[@]}" -- "${sni[@]}" --data "$data"
 
 # adapt SEED NAME LIBRARY METHOD FRACTION: writes the scores of the adapted tasks, once.
 adapt() {
@@ -75,4 +75,4 @@ for seed in "${seeds[@]}"; do
     done
 done
 table modular_llms_sni_zero_shot
-[ "$mode" = smoke ] || table modular_llms_sni_supervised
+table modular_llms_sni_supervised some # in smoke mode there is one fraction

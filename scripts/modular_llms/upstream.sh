@@ -8,9 +8,18 @@
 #        scripts/modular_llms/upstream.sh --smoke OUT
 source "$(dirname "$0")/libraries.sh"
 paper_arguments "$@"
-cost $((2 * ${#trained_files[@]} + k)) $((3 * 5 * $(cat "${trained_files[@]}" | wc -l))) 100000 "${tasks[@]}"
-
 routers=(uniform:mixing=separate arrow:mixing=separate uniform scaled_uniform random arrow_norm arrow tp tfidf evidence oracle)
+# Epochs: 5 of private and shared each, 2 of the private experts that are clustered, 3 of MBC. The routers are scored over two
+# libraries, base and shared beside them.
+count=${#trained_files[@]}
+read -r rows _ tests _ <<< "$(sizes "${tasks[@]}")"
+trained=$((15 * rows))
+if [ "$mode" = small ]; then
+    # Of an expert 16 steps of 16 rows in place of an epoch, and of a task at most 50 rows that are scored.
+    trained=$((16 * 16 * (7 * count + 5 + 3 * k))) tests=$((tests < 50 * count ? tests : 50 * count))
+fi
+cost $((2 * count + k + 1)) "$trained" $(((2 * ${#routers[@]} + 2) * tests)) "${tasks[@]}"
+
 for seed in "${seeds[@]}"; do
     libraries "$seed" private shared mbc
     evaluate "$seed" shared.upstream shared "${tasks[@]}" -- "${limit[@]}" --chance --router base expert:joint

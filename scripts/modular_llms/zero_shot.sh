@@ -4,7 +4,7 @@
 # choice is worth.
 #
 # HumanEval and MBPP are scored where ../run_programs.py can run programs in a sandbox; elsewhere a message says so, and the
-# table has neither of them, nor the mean of ten.
+# table has neither of them, nor the mean of ten, and its claims are judged by the eight other sets.
 #
 # BASE   a model folder or hub:ORG/NAME; the paper's are hub:microsoft/phi-2 and hub:mistralai/Mistral-7B-v0.1
 # FLAN   the folder that flan.sh wrote
@@ -28,17 +28,18 @@ if [ "$mode" = smoke ]; then
     FULL=1
 fi
 # Epochs: 5 of private and shared each, 1 of Poly and MHR each, 2 + 3 of MBC.
-trained=$((2 * epochs + 2 * skill_epochs + 5 + (${FULL:+1} + 0) * epochs))
-cost $((${#trained_files[@]} * 2 + 2 * skills + k)) $((trained * $(cat "${trained_files[@]}" | wc -l))) 600000 "${trained_files[@]}"
+routers=(uniform:mixing=separate arrow:mixing=separate tp cm:mixing=separate cm uniform scaled_uniform random arrow_norm arrow evidence)
+full=$((${FULL:+1} + 0))
+zero_shot_cost $((${#trained_files[@]} * 2 + 2 * skills + k)) $((2 * epochs + 2 * skill_epochs + 5 + full * epochs)) \
+    $((4 + 2 * ${#routers[@]} + full))
 
-mixed=(uniform:mixing=separate arrow:mixing=separate)
 for seed in "${seeds[@]}"; do
     libraries "$seed" private shared poly mhr mbc
     zero_shot "$seed" shared.eval shared base expert:joint
     zero_shot "$seed" poly.eval poly poly:unseen=mean
     zero_shot "$seed" mhr.eval mhr mhr:unseen=mean
-    zero_shot "$seed" private.eval private "${mixed[@]}" tp cm:mixing=separate cm uniform scaled_uniform random arrow_norm arrow evidence
-    zero_shot "$seed" mbc.eval mbc "${mixed[@]}" tp cm:mixing=separate cm uniform scaled_uniform random arrow_norm arrow evidence
+    zero_shot "$seed" private.eval private "${routers[@]}"
+    zero_shot "$seed" mbc.eval mbc "${routers[@]}"
     if [ -n "${FULL:-}" ]; then
         libraries "$seed" full
         base="$out/seed-$seed/full/models/full" zero_shot "$seed" full.eval full base
