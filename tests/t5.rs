@@ -502,7 +502,7 @@ fn a_t5_with_an_embedding_for_each_stack_is_refused() {
     write_tied_base(Path::new(&base), &|shared| (shared * 2.0).unwrap());
     let message = run(["base", "info", &base]).failed(1);
     assert_contains(&message, &["`encoder.embed_tokens.weight` differs from `shared.weight`", "one embedding"]);
-    assert_contains(&message, &["merge it again with this version", "delete `encoder.embed_tokens.weight`"]);
+    assert_contains(&message, &["write it again with this version", "delete `encoder.embed_tokens.weight`"]);
 }
 
 #[test]

@@ -189,7 +189,7 @@ mod tests {
             Prompt::Text(_) => None,
         };
         let tools: Vec<Option<Value>> = read(rows).unwrap().into_iter().map(tools).collect();
-        assert_eq!(tools, [Some(json!([{"name": "f"}])), Some(json!([{"name": "f"}])), None]);
+        assert_eq!(tools, [Some(json!([{"name": "f", "strict": null}])), Some(json!([{"name": "f"}])), None]);
         let error = format!("{:#}", read(format!("{{\"messages\": {user}, \"tools\": \"[\"}}")).unwrap_err());
         assert!(error.contains("p.jsonl:1: `tools`"), "{error}");
     }

@@ -514,7 +514,7 @@ fn checked_against(mut config: BaseConfig, checkpoint: &Checkpoint) -> Result<Ba
         if differs(copy)? {
             let reason = format!(
                 "differs from `{embedding}`; lorakit reads models with one embedding for both stacks. If an earlier version of \
-                 lorakit merged an adapter into this model, merge it again with this version, or delete `{copy}`, which is \
+                 lorakit wrote an adapter into this model, write it again with this version, or delete `{copy}`, which is \
                  then the embedding of before"
             );
             return Err(ModelError::Tensor { place: checkpoint.place(), tensor: (*copy).to_owned(), reason });

@@ -3,6 +3,7 @@
 //! Another tokenizer, other experts, rows, settings, routings of skills (`routers/poly` and `routers/mhr`, which training
 //! replaces) or another version give another hash, so that no entry can be out of date.
 
+use super::router_fits::reads_current_task;
 use super::training_rows::{RowsIdentity, TrainingRows};
 use crate::error::{FitError, Result, WithContext as _};
 use lorakit_adapter::{ExpertWeights, Library, Matrix};
@@ -54,7 +55,7 @@ impl CacheKey {
             base: base.identity().fingerprint.clone(),
             tokenizer: rows.tokenizer().sha256()?,
             trained: rows.library().router_sha256(info.name)?,
-            rows: rows.identity(router),
+            rows: rows.identity(reads_current_task(router)),
             seed: rows.seed(),
             lorakit: env!("CARGO_PKG_VERSION").to_owned(),
             formulas: info.version,

@@ -1,6 +1,5 @@
 //! The rows that a router is fitted to: those that the user gives, of each expert's own tasks, or of the current task.
 
-use super::router_fits::reads_current_task;
 use super::task_finder::TaskFinder;
 use crate::error::{FitError, Result, WithContext as _};
 use crate::fit_context::FitContext;
@@ -11,7 +10,7 @@ use lorakit_adapter::{Library, TaskRecord};
 use lorakit_format::hash::sha256;
 use lorakit_format::hash_sketch::HashSketch;
 use lorakit_model::{Base, TokenBatch};
-use lorakit_route::{LibraryStack, Router, TrainingData, expert_of_task};
+use lorakit_route::{LibraryStack, TrainingData, expert_of_task};
 use lorakit_task::{Example, Row, RowEncoding, Split, Task, Tokenizer, Truncation};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -174,8 +173,9 @@ impl<'a> TrainingRows<'a> {
         &self.tokenizer
     }
 
-    /// What identifies the rows for the fit of `router`: each task's record with its expert, and the number of rows of each.
-    pub fn identity(&self, router: &dyn Router) -> RowsIdentity {
+    /// What identifies the rows for a fit: each task's record with its expert, the number of rows of each, and the current
+    /// task for a fit that reads it.
+    pub fn identity(&self, reads_current_task: bool) -> RowsIdentity {
         // A task that is not loaded yet had conversations if it went through a template before.
         let has_conversations =
             |source: &TaskSource| source.task.map_or(source.record.chat_template.is_some(), Task::has_conversations);
@@ -204,7 +204,7 @@ impl<'a> TrainingRows<'a> {
             rows: self.data.rows(),
             tasks: self.sources.iter().map(task).collect(),
             calibration_rows: self.data.calibration_rows(),
-            current_task: self.current_task().filter(|_| reads_current_task(router)).map(str::to_owned),
+            current_task: self.current_task().filter(|_| reads_current_task).map(str::to_owned),
             trained_rows: self.data.reads_validation().then(|| self.trained_sha256()),
         }
     }
