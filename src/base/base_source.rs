@@ -7,6 +7,7 @@ use crate::command_context::CommandContext;
 use crate::hub::repository::{Repository, RepositoryKind};
 use crate::hub::snapshot::snapshot;
 use anyhow::{Result, bail, ensure};
+use lorakit_adapter::BaseIdentity;
 use lorakit_format::non_finite_json::non_finite_as_null;
 use lorakit_model::Base;
 use serde_json::Value;

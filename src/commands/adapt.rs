@@ -23,7 +23,7 @@ use lorakit_fit::adapt::{
 };
 use lorakit_fit::training::TrainContext;
 use lorakit_fit::{lock_for, pluralize};
-use lorakit_task::{BosTokens, Split, Task};
+use lorakit_task::{Split, Task};
 use lorakit_train::TrainConfig;
 use serde_json::{Value, json};
 use std::num::NonZeroUsize;

@@ -265,6 +265,25 @@ impl MergeArgs {
     }
 }
 
+/// Warns of experts of weight zero that have a part in the result nevertheless.
+fn warn_of_weights_zero(
+    merge: &dyn MergeMethod,
+    names: &[String],
+    weights: &[f64],
+    context: &CommandContext,
+) -> Result<()> {
+    let zero = names.iter().zip(weights).filter(|(_, weight)| **weight == 0.0);
+    let zero: Vec<String> = zero.map(|(name, _)| format!("`{name}`")).collect();
+    if zero.is_empty() || names.len() == 1 || !merge.counts_weight_zero() {
+        return Ok(());
+    }
+    context.warn(format!(
+        "{merge}: experts of weight 0 change the result, since signs are elected and directions chosen without weights: {}; \
+         leave them out with --experts",
+        zero.join(", ")
+    ))
+}
+
 /// Warns of experts whose A's, which the merge `what` adds up, started from different random values.
 fn warn_of_seeds(what: &str, library: &Library, experts: &[Expert], context: &CommandContext) -> Result<()> {
     let records = experts.iter().map(|expert| library.record(&expert.name)).collect::<Result<Vec<_>, _>>()?;

@@ -75,6 +75,10 @@ impl MergeMethod for RobustMerge {
         each_module(experts, coefficients, Footprint::LowRank, |module| self.merge_module(module))
     }
 
+    fn changed_factor(&self) -> Option<(&'static str, f64)> {
+        (self.factor != Self::default().factor).then_some(("factor", self.factor))
+    }
+
     fn adds_factors(&self) -> bool {
         true
     }
