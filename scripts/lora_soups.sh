@@ -39,14 +39,17 @@ data=() limit=()
 # A composition: its name, the two skills, and the task that needs both. Spaces separate the fields.
 compositions=()
 
-# real TARGET INNER OUTER: a composition of the paper, whose rows are written.
-real() {
-    skill() {
-        case "$1" in
-            pubmed_texts) echo "$root/configs/tasks/lora_soups_texts.toml" ;;
-            *) echo "$root/configs/tasks/lora_soups.toml:$1" ;;
-        esac
-    }
+# paper_task NAME: the task, as it is given to lorakit.
+paper_task() {
+    case "$1" in
+        pubmed_texts) echo "$root/configs/tasks/lora_soups_texts.toml" ;;
+        *) echo "$root/configs/tasks/lora_soups.toml:$1" ;;
+    esac
+}
+
+# paper_composition TARGET INNER OUTER: a composition of the paper, whose rows are written.
+paper_composition() {
+    skill() { paper_task "$1"; }
     data=(--data "$out/rows")
     once "$root/scripts/lora_soups_rows.py" "$source" "$out/rows" "$@"
     compositions+=("$1 $2 $3 $(skill "$1")")
@@ -79,9 +82,9 @@ case "$mode" in
         settings=(rank=32 alpha=64 dropout=0.05 target_modules=q_proj,k_proj,v_proj,up_proj,down_proj learning_rate=3e-4
             num_epochs=3 batch_size=16 max_length=256 loss=all warmup_steps=100 max_grad_norm=1 eval_steps=80)
         case "$1" in
-            maths) real gsm_hard metamath code_alpaca ;;
-            manual) real pubmed_questions pubmed_texts alpaca ;;
-            reading) real pubmed_decisions squad pubmed_texts ;;
+            maths) paper_composition gsm_hard metamath code_alpaca ;;
+            manual) paper_composition pubmed_questions pubmed_texts alpaca ;;
+            reading) paper_composition pubmed_decisions squad pubmed_texts ;;
             *) usage ;;
         esac
         ;;
@@ -90,10 +93,10 @@ case "$mode" in
         base=pico source="$1/data" out="$1" few=4 fit=,steps=2 limit=(--limit 2)
         settings=(learning_rate=1e-2 max_steps=2 warmup_steps=1 eval_steps=2)
         smoke_files
-        real gsm_hard metamath code_alpaca
+        paper_composition gsm_hard metamath code_alpaca
         # Of the others, whose steps are the same, the files alone, so that the smoke mode stays short.
         "$root/scripts/lora_soups_rows.py" "$source" "$out/rows" alpaca squad pubmed_texts pubmed_questions pubmed_decisions
-        "$lorakit" task ls "$(skill alpaca),squad,pubmed_questions,pubmed_decisions" "$(skill pubmed_texts)" "${data[@]}"
+        "$lorakit" task ls "$(paper_task alpaca),squad,pubmed_questions,pubmed_decisions" "$(paper_task pubmed_texts)" "${data[@]}"
         ;;
     small)
         [ $# -eq 1 ] || usage
@@ -174,13 +177,13 @@ if [ "$mode" != small ]; then
     # Three epochs for each skill's expert and for data mixing, with a validation every 80 steps of 16 rows; every candidate and
     # base, arrow and phatgoose are scored. A merge has at most both ranks, and is copied into the library of its composition;
     # modules besides the attention's are not counted.
-    read -r trained validated _ <<< "$(sizes "${skills[@]}" "${data[@]}")"
+    read -r trained validated _ <<< "$(row_counts "${skills[@]}" "${data[@]}")"
     validations=$((trained * validated))
     for name in "${skills[@]}"; do
-        read -r of_skill validated _ <<< "$(sizes "$name" "${data[@]}")"
+        read -r of_skill validated _ <<< "$(row_counts "$name" "${data[@]}")"
         validations=$((validations + of_skill * validated))
     done
-    read -r _ _ scored _ <<< "$(sizes "${targets[@]}" "${data[@]}")"
+    read -r _ _ scored _ <<< "$(row_counts "${targets[@]}" "${data[@]}")"
     cost $((${#compositions[@]} * 2 * (3 + 2 * 17))) $((2 * 3 * trained)) \
         $(((${#candidates[@]} + 3) * scored + 3 * validations / 16 / 80)) \
         "${skills[@]}" "${data[@]}" -- "${targets[@]}" "${data[@]}"

@@ -7,6 +7,7 @@ A skill has 120 validation rows, a target 32 rows that weights may be fitted to;
 rows of a paragraph each, which fit in 256 tokens, and none is held out: a question can only be about a text that was learned.
 """
 
+import argparse
 import json
 import pathlib
 import random
@@ -84,8 +85,13 @@ PARTS = {
 
 
 def main():
-    data, out, names = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3:]
     known = {read_rows.__name__: read_rows for read_rows in PARTS}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=pathlib.Path)
+    parser.add_argument("out", type=pathlib.Path)
+    parser.add_argument("names", nargs="+", choices=known)
+    arguments = parser.parse_args()
+    data, out, names = arguments.data, arguments.out, arguments.names
     out.mkdir(parents=True, exist_ok=True)
     for name in names:
         rows = list(known[name](data))

@@ -115,7 +115,7 @@ estimate() {
     [ "${FULL:-1}" != 0 ] || all_weights=0
     draws="$(wc -w <<< "$ROWS")"
     count="$(find "$of_rows/five" -name '*.toml' | wc -l)"
-    read -r _ _ scored _ <<< "$(sizes "$of_rows/bbh.toml")"
+    read -r _ _ scored _ <<< "$(row_counts "$of_rows/bbh.toml")"
     echo "The cost of a seed, over $draws draw(s) of ROWS:"
     cost $((draws * 3 * count)) $((draws * 5 * 20 * count * (${#seeds[@]} + all_weights) / ${#seeds[@]})) \
         $((draws * (2 * budget * 5 * count + (1 + 3 * 2) * scored + (1 + 6 + all_weights) * scored / ${#seeds[@]}))) \

@@ -34,8 +34,8 @@ once() {
     touch "$mark"
 }
 
-# sizes TASK...: the numbers of train, validation and test rows of all tasks, and the characters of a mean row.
-sizes() {
+# row_counts TASK...: the numbers of train, validation and test rows of all tasks, and the characters of a mean row.
+row_counts() {
     local listed
     listed="$("$lorakit" task ls --json "$@")" || return
     python3 -c '
@@ -55,9 +55,9 @@ cost() {
     local experts="$1" trained="$2" scored="$3" trained_row scored_row info rank=4 tflops=0.1 of_trained=()
     shift 3
     while [ $# -gt 0 ] && [ "$1" != -- ]; do of_trained+=("$1") && shift; done
-    trained_row="$(sizes "${of_trained[@]}")"
+    trained_row="$(row_counts "${of_trained[@]}")"
     scored_row="$trained_row"
-    [ $# -eq 0 ] || scored_row="$(sizes "${@:2}")"
+    [ $# -eq 0 ] || scored_row="$(row_counts "${@:2}")"
     trained_row="${trained_row##* }" scored_row="${scored_row##* }"
     case " ${options[*]-} " in *" cuda"*) tflops=150 ;; esac
     for setting in "${settings[@]}"; do

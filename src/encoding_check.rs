@@ -1,11 +1,11 @@
-//! Warns of rows and prompts that become tokens otherwise than those which the experts in use were trained on.
+//! Warns of rows and prompts that are tokenized differently from the experts' training rows.
 
 use crate::command_context::CommandContext;
 use lorakit_adapter::ExpertRecord;
 use lorakit_fit::{OpenLibrary, chat_template_of, trained_encoding};
 use lorakit_task::{BosTokens, Conversation, Example, Message, RowEncoding, Task, Tokenizer};
 
-/// What is recorded of the experts in use.
+/// Compares how rows and prompts are tokenized with how the training rows of the experts in use were.
 pub struct EncodingCheck<'a> {
     records: Vec<(&'a str, &'a ExpertRecord)>,
     /// What they are: experts of a library, or a base or an adapter.
@@ -41,8 +41,8 @@ impl<'a> EncodingCheck<'a> {
     pub fn warn_of_tasks(&self, tasks: &[Task], doing: &str, tokenizer: &Tokenizer, context: &CommandContext) {
         for task in tasks {
             let template = chat_template_of(task, tokenizer);
-            let form = UsedEncoding { bos: bos(template.is_some(), tokenizer), template };
-            self.warn(&format!("task `{}` is {doing}", task.name), &form, context);
+            let used = UsedEncoding { bos: bos(template.is_some(), tokenizer), template };
+            self.warn(&format!("task `{}` is {doing}", task.name), &used, context);
         }
     }
 
@@ -53,25 +53,25 @@ impl<'a> EncodingCheck<'a> {
         self.warn("the prompt is given", &UsedEncoding { bos: bos(is_chat, tokenizer), template }, context);
     }
 
-    fn warn(&self, subject: &str, form: &UsedEncoding, context: &CommandContext) {
+    fn warn(&self, subject: &str, used: &UsedEncoding, context: &CommandContext) {
         let trained: Vec<_> = self.records.iter().filter(|(_, record)| !record.tasks.is_empty()).collect();
         let other =
-            |(_, record): &&&(&str, &ExpertRecord)| record.tasks.iter().all(|task| task.chat_template != form.template);
+            |(_, record): &&&(&str, &ExpertRecord)| record.tasks.iter().all(|task| task.chat_template != used.template);
         if let Some((first, record)) = trained.iter().find(other) {
             let name = |template: &Option<String>| match template {
                 Some(hash) => format!("the chat template {}", &hash[..hash.len().min(8)]),
                 None => "no chat template".to_owned(),
             };
             let own = &record.tasks[0].chat_template;
-            let advice = if form.template.is_none() { "; --chat puts it through the base's" } else { "" };
+            let advice = if used.template.is_none() { "; --chat puts it through the base's" } else { "" };
             context.output.warn(format!(
                 "{subject} under {}, but {} trained under {}{advice}",
-                name(&form.template),
+                name(&used.template),
                 self.who(first, trained.iter().filter(other).count(), trained.len()),
                 name(own),
             ));
         }
-        let Some(bos) = form.bos else { return };
+        let Some(bos) = used.bos else { return };
         let other = |(_, record): &&&(&str, &ExpertRecord)| {
             trained_encoding(record, "").is_some_and(|encoding| encoding.bos != bos)
         };

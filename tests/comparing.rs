@@ -56,6 +56,9 @@ fn a_table_has_the_paper_s_numbers_and_a_verdict_over_tasks_and_seeds() {
     let ran = run(["compare", &table, "--runs", &runs[0], &runs[1], "--out", &out]).ok();
     assert_contains(&ran.stdout, &["| base |  | 35.0 ±0.0 | 63.8 |"]);
     assert_contains(&ran.stdout, &["| Arrow | weights | 40.0 ±1.0 | not available |"]);
+    assert_contains(&ran.stdout, &["± is the standard error over seeds."]);
+    let alone = run(["compare", &table, "--runs", &runs[0]]).ok();
+    assert_contains(&alone.stdout, &["± is the standard error over rows."]);
     // Every task gains five points in the mean over seeds; another draw of seeds gives four to six, which is
     // widened by 1.290 for eight tasks.
     assert_contains(&ran.stdout, &["+5.00"]);
@@ -68,6 +71,7 @@ fn a_table_has_the_paper_s_numbers_and_a_verdict_over_tasks_and_seeds() {
         ["t0", "t7"].map(|task| document["rows"][1]["scores"]["accuracy, %"]["values"][task].clone()).into(),
     )
     .unwrap();
+    assert_eq!(values.iter().map(Vec::len).collect::<Vec<_>>(), [2, 2]);
     for (value, expected) in values.concat().into_iter().zip([4.0, 6.0, 74.0, 76.0]) {
         assert!((value - expected).abs() < 1e-9, "{value} {expected}");
     }
@@ -102,12 +106,24 @@ fn a_table_has_the_paper_s_numbers_and_a_verdict_over_tasks_and_seeds() {
     fs::write(path("families.toml"), format!("families = [\"t[01]\", \"0\"]\n{TABLE}")).unwrap();
     let message = run(["compare", &path("families.toml"), "--runs", &first]).failed(1);
     assert_contains(&message, &["families.toml", "the task `t0` is in two: `t[01]` and `0`"]);
+}
 
-    // Own experts that do not beat the base test no claim.
+#[test]
+fn own_experts_that_do_not_beat_the_base_test_no_claim() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    write_run(&folder.path().join("seed-0"), 0.04);
+    let runs = &path("seed-0");
     for (own, beaten, verdict) in [("Arrow", "base", "held"), ("base", "Arrow", "not testable here")] {
         let text = format!("{TABLE}[testable]\nown = \"{own}\"\nbeats = [\"{beaten}\"]\n");
         fs::write(path("testable.toml"), text).unwrap();
         let ran = run(["compare", &path("testable.toml"), "--runs", runs]).ok();
+        assert_contains(&ran.stdout, &[&format!("| **{verdict}** |")]);
+        // A claim's own rows count before those of the table.
+        let of_claim = format!("testable = {{ own = \"{own}\", beats = [\"{beaten}\"] }}\n");
+        let of_table = format!("[testable]\nown = \"{beaten}\"\nbeats = [\"{own}\"]\n");
+        fs::write(path("own.toml"), format!("{TABLE}{of_claim}{of_table}")).unwrap();
+        let ran = run(["compare", &path("own.toml"), "--runs", runs]).ok();
         assert_contains(&ran.stdout, &[&format!("| **{verdict}** |")]);
     }
 }

@@ -391,7 +391,10 @@ fn a_merge_into_a_base_of_the_hub_keeps_its_files_and_its_name() {
     let line =
         format!("merge --library {library} --method linear --into-base --out {}", work.path().join("no").display());
     let ran: binary::Ran = with(&line.split_whitespace().collect::<Vec<_>>(), &settings).output().unwrap().into();
-    assert_contains(&ran.failed(2), &["needs --base", "`acme/tiny`", "no folder, file or downloaded repository here"]);
+    assert_contains(
+        &ran.failed(2),
+        &["needs --base", "`acme/tiny`", "that name alone does not locate on this machine"],
+    );
     // The expert was trained for pico, which its own config says; a merge of it says the same.
     assert_eq!(named(""), "pico");
 }

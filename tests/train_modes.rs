@@ -240,6 +240,12 @@ fn given_warm_up_steps_are_recorded_where_the_ratio_would_be_shortened() {
     let (none, one) = (record(0), record(1));
     assert_eq!([&none, &one].map(|record| &record["settings"]["settings"]["warmup_steps"]), [0, 1]);
     assert_ne!(none["settings_sha256"], one["settings_sha256"]);
+    let norm = |warmup: usize| {
+        let library = lorakit_adapter::Library::open(&work.path().join(warmup.to_string())).unwrap();
+        library.adapter("shift_up1").unwrap().norm()
+    };
+    assert!(norm(0) > 0.0);
+    assert_eq!(norm(1), 0.0, "the only step is warm-up, of rate zero");
 }
 
 #[test]
@@ -253,11 +259,11 @@ fn experts_that_started_from_several_seeds_are_announced() {
     assert!(!train("pick_first", 0).contains("seed 0"));
     assert!(!train("shift_up1", 0).contains("seed 0"));
     let said = train("shift_up2", 1);
-    assert!(said.contains("its expert `pick_first` started from seed 0, and --seed is 1"), "{said}");
+    assert!(said.contains("its expert `pick_first` was initialized with seed 0, and --seed is 1"), "{said}");
     let out = |name: &str| work.path().join(name).display().to_string();
     let eval = format!("eval --base pico --library {library} --limit 1 --metrics loss --tasks suite:skills/shift_up1");
     let adapt = format!("adapt --base pico --library {library} --limit 1 --tasks suite:skills/shift_down1");
-    let told = "the A of expert `pick_first` started from seed 0, that of `shift_up2` from seed 1";
+    let told = "expert `pick_first` was initialized with seed 0, `shift_up2` with seed 1";
     for (line, is_told) in [
         (format!("cluster --library {library} -k 2 --space parameters --out {}", out("c")), true),
         (format!("cluster --library {library} -k 2 --out {}", out("c")), true),

@@ -95,8 +95,8 @@ libraries() {
 # zero_shot_cost EXPERTS EPOCHS EVALUATIONS: estimates a table of zero_shot, whose sets of programs are few rows of ten.
 zero_shot_cost() {
     local rows tests scored=("$root/configs/tasks/zero_shot.toml" "$bbh" --data "$data")
-    read -r rows _ <<< "$(sizes "${tasks[@]}")"
-    read -r _ _ tests _ <<< "$(sizes "${scored[@]}")"
+    read -r rows _ <<< "$(row_counts "${tasks[@]}")"
+    read -r _ _ tests _ <<< "$(row_counts "${scored[@]}")"
     cost "$1" $(($2 * rows)) $(($3 * tests)) "${tasks[@]}" -- "${scored[@]}"
 }
 

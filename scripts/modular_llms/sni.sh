@@ -27,8 +27,8 @@ fi
 # Epochs of the libraries: 5 of private, shared and random tasks each, 1 of Poly and MHR each, 2 of the private experts that
 # are clustered, 3 of MBC. To each of $fractions of the train rows of the 12 tasks 7 methods train for 5 epochs and LoraHub
 # searches, to each of $few_fractions 2 train. Each adaptation scores base and what is adapted; 14 routers are scored before.
-read -r rows _ <<< "$(sizes "${tasks[@]}")"
-read -r sni_rows _ sni_tests _ <<< "$(sizes "${sni[@]}" --data "$data")"
+read -r rows _ <<< "$(row_counts "${tasks[@]}")"
+read -r sni_rows _ sni_tests _ <<< "$(row_counts "${sni[@]}" --data "$data")"
 passes="$(awk -v most="$fractions" -v all="$few_fractions" 'BEGIN {
     n = split(most, a, " "); for (i = 1; i <= n; i++) adapted += 7 * a[i]
     m = split(all, b, " "); for (i = 1; i <= m; i++) adapted += 2 * b[i]

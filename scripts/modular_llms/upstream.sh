@@ -12,7 +12,7 @@ routers=(uniform:mixing=separate arrow:mixing=separate uniform scaled_uniform ra
 # Epochs: 5 of private and shared each, 2 of the private experts that are clustered, 3 of MBC. The routers are scored over two
 # libraries, base and shared beside them.
 count=${#trained_files[@]}
-read -r rows _ tests _ <<< "$(sizes "${tasks[@]}")"
+read -r rows _ tests _ <<< "$(row_counts "${tasks[@]}")"
 trained=$((15 * rows))
 if [ "$mode" = small ]; then
     # Of an expert 16 steps of 16 rows in place of an epoch, and of a task at most 50 rows that are scored.

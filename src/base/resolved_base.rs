@@ -153,11 +153,13 @@ impl ResolvedBase {
             let is_tied = config.tied && *name == weight_of(config.descriptor.lm_head);
             let is_embedding = is_tied || config.descriptor.embedding_copies().contains(&name.as_str());
             let own = if is_embedding && !has(name) { weight_of(config.descriptor.embedding) } else { name.clone() };
-            let found = if has(&own) { "differs from the base's" } else { "the base does not have" };
+            let found = match has(&own) {
+                true => "differs from the base's, and PEFT would load it in its place",
+                false => "the base does not have",
+            };
             ensure!(
                 checkpoint.has_values(&own, values)?,
-                "its file holds a `{name}` that {found}, and PEFT would load it in place of the base's: was the base resized \
-                 or trained? Name that base, or save the adapter with save_embedding_layers=False"
+                "its file holds a `{name}` that {found}: was the base resized or trained? Name that base, or save the adapter with save_embedding_layers=False"
             );
         }
         Ok(())

@@ -205,8 +205,8 @@ pub fn run(args: ClusterArgs, context: &CommandContext) -> Result<()> {
             differing_initial_seeds(records.iter().map(|(name, own)| (name.as_str(), own.as_ref())))
     {
         context.output.warn(format!(
-            "{differing}; what was learned over different A's is compared as unlike, so that clusters follow the seeds and not \
-             the tasks. Train the experts with one --seed"
+            "{differing}: experts with different initial A's look unrelated, so that clusters follow the seeds, not the tasks; \
+             train the experts with one --seed"
         ));
     }
     if args.method == MethodArg::Mbc && args.space() != SpaceArg::Delta {

@@ -215,6 +215,23 @@ mod tests {
     }
 
     #[test]
+    fn prompts_of_padded_rows_are_routed_without_padding() {
+        struct SeenLengths(std::sync::Mutex<Vec<usize>>);
+        impl lorakit_eval::PromptRouting for &SeenLengths {
+            fn route(&self, prompts: &[&[u32]]) -> Result<Vec<Sequence>, lorakit_eval::RoutingError> {
+                self.0.lock().unwrap().extend(prompts.iter().map(|prompt| prompt.len()));
+                Ok(vec![Sequence::default(); prompts.len()])
+            }
+        }
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/peft/llama/base");
+        let base = Base::open(&folder, &BaseOptions::default()).unwrap();
+        let seen = SeenLengths(std::sync::Mutex::default());
+        let routed = RoutedPatches { patches: lorakit_lora::Patches::none(), templates: Box::new(&seen) };
+        logits(&base, &routed, &rows([[1, 1, 1, 1], [1, 1, 0, 0]]).unwrap()).unwrap();
+        assert_eq!(*seen.0.lock().unwrap(), [4, 2]);
+    }
+
+    #[test]
     fn padding_that_is_not_on_the_right_is_refused() {
         for mask in [[0, 0, 1, 1], [1, 0, 1, 1], [0, 0, 0, 0]] {
             let message = rows([[1, 1, 1, 1], mask]).err().unwrap().to_string();

@@ -19,7 +19,7 @@ use lorakit_fit::fitted_merge::{self, WeightFit, fit_weights};
 use lorakit_fit::pluralize;
 use lorakit_fit::{
     FitRecord, MERGE_RECORD_FILE, MergeRecord, MergedBaseRecord, encoded_task_record, read_merge_record,
-    warn_of_added_factors,
+    warn_of_separate_mixing,
 };
 use lorakit_format::atomic::{create_folder, replace_folder, write_file};
 use lorakit_model::{Base, Rounding};
@@ -162,7 +162,7 @@ impl MergeArgs {
         let Some(base) = recorded.and_then(|base| BaseSource::of_recorded(base, is_cached)) else {
             let found = match recorded {
                 Some(own) => {
-                    format!("records the base `{}`, which is no folder, file or downloaded repository here", own.name)
+                    format!("records the base `{}`, which that name alone does not locate on this machine", own.name)
                 }
                 None => "records none".to_owned(),
             };
@@ -195,7 +195,7 @@ impl MergeArgs {
             context.warn(warning)?;
         }
         if let Method::Given(merge) = &self.method
-            && merge.adds_factors()
+            && merge.mixes_separately()
         {
             warn_of_seeds(&merge.to_string(), library, &experts, context)?;
         }
@@ -238,14 +238,14 @@ impl MergeArgs {
             base.with_context(|| format!("--method {name} fits weights with a base model; it needs --base"))?;
         let tasks = self.data.load_fit(&self.fit, context)?;
         let tokenizer = resolved.tokenizer()?.with_encoding(self.encoding.encoding());
-        warn_of_forms(library, &experts, &tasks, &tokenizer, context)?;
+        warn_of_encodings(library, &experts, &tasks, &tokenizer, context)?;
         let stacked = LibraryStack::new(experts, &base.adaptable_sites(), base.device())?;
         let rows = fitted_merge::rows(method, &tasks, base, &tokenizer)?;
         let over = WeightFit { base, experts: &stacked, seed: context.seed };
         let fitted = fit_weights(method, over, &rows)?;
         context.output.status(format!("{name}: {}", fitted.summary(&stacked)));
         let (merge, coefficients) = method.merge(&stacked, &fitted.weights)?;
-        if merge.adds_factors() {
+        if merge.mixes_separately() {
             warn_of_seeds(&method.to_string(), library, stacked.experts(), context)?;
         }
         let merged = merge.merge(stacked.experts(), &coefficients)?;
@@ -288,12 +288,12 @@ fn warn_of_weights_zero(
 fn warn_of_seeds(what: &str, library: &Library, experts: &[Expert], context: &CommandContext) -> Result<()> {
     let records = experts.iter().map(|expert| library.record(&expert.name)).collect::<Result<Vec<_>, _>>()?;
     let named = experts.iter().zip(&records).map(|(expert, record)| (expert.name.as_str(), record.as_ref()));
-    warn_of_added_factors(what, named, context);
+    warn_of_separate_mixing(what, named, context);
     Ok(())
 }
 
-/// Warns of tasks whose rows become tokens otherwise than those that the experts were trained on.
-fn warn_of_forms(
+/// Warns of tasks whose rows are tokenized differently from the experts' training rows.
+fn warn_of_encodings(
     library: &Library,
     experts: &[Expert],
     tasks: &[Task],
@@ -314,8 +314,8 @@ fn methods() -> String {
     let calibrations = CALIBRATIONS.iter().map(|about| help_entry(&about.usage(), &about.description()));
     let calibrations = calibrations.collect::<Vec<_>>();
     format!(
-        "Methods, with their settings and defaults:\n{}\n\nMethods that fit their weights to the tasks of --fit and need \
-         --base:\n{}\n\nCalibrations (--calibrate), before any method that fits no weights:\n{}\n\nConventions: peft, mergekit, paper. A rank is a number, \
+        "Methods, with their settings and defaults:\n{}\n\nMethods that fit their weights to the tasks of --fit, with a \
+         base model:\n{}\n\nCalibrations (--calibrate), before any method that fits no weights:\n{}\n\nConventions: peft, mergekit, paper. A rank is a number, \
          largest (the largest of the experts), or full (that of the exact result).",
         lines.join("\n"),
         fitted.join("\n"),

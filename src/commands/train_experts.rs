@@ -311,8 +311,8 @@ fn warn_of_other_seed(
         let Some(seed) = library.record(name)?.and_then(|record| record.initial_seed) else { continue };
         if seed != context.seed {
             context.output.warn(format!(
-                "{}: the A of its expert `{name}` started from seed {seed}, and --seed is {}: clusters of experts with \
-                 different A's follow the seeds and not the tasks, and methods that add up A's do not suit them",
+                "{}: its expert `{name}` was initialized with seed {seed}, and --seed is {}: clusters would follow the seeds, \
+                 and methods that sum A and B separately need a common initial A",
                 library.root().display(),
                 context.seed
             ));

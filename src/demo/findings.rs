@@ -235,6 +235,11 @@ mod tests {
             &[(BASE, &|_| 0.02), (JOINT, &|_| 0.13), ("private, evidence", &|at| if better(at) { 0.25 } else { 0.0 })],
         );
         let scored = |results| ScoredTasks { name: "t", tasks: &tasks, results };
+        // Families are drawn, not tasks.
+        let families: std::collections::BTreeSet<_> = tasks.iter().map(|task| skills::family_of(&task.name)).collect();
+        assert!(families.len() < tasks.len());
+        let gain = scored(&unknown).gain("private, evidence", JOINT).unwrap();
+        assert_eq!((gain.families, gain.tasks), (Some(families.len()), tasks.len()));
         let [came_out, use_it] = headline(&rows, &scored(&known), &scored(&unknown));
         assert!(came_out.contains("95.0 %") && came_out.contains("base 1.0 %"), "{came_out}");
         let expected = "use `private, evidence` (90.0 %) where an expert knows it, and `joint` (13.0 %; undecided against \

@@ -10,7 +10,7 @@ use super::repository::{Repository, RepositoryKind};
 use super::snapshot::{NeededFiles, RemoteSnapshot, snapshot};
 use crate::command_context::CommandContext;
 use anyhow::{Context as _, Result, ensure};
-use lorakit_task::{SplitFiles, describes_dataset, of_one_format};
+use lorakit_task::{SplitFiles, describes_dataset, of_most_common_format};
 use serde_json::Value;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -219,7 +219,7 @@ fn in_folder<'a>(file: &'a str, folder: &str) -> Option<&'a str> {
     }
 }
 
-/// The files that a card names for each split by `entries`.
+/// The files of each split, by `entries`, the `data_files` of a card.
 fn named_by_card(entries: &[Value], files: &[&str], name: &str) -> Result<Splits> {
     let mut splits = Splits::new();
     for entry in entries {
@@ -278,7 +278,7 @@ fn by_name(files: &[&str]) -> Splits {
     if splits.is_empty() {
         splits.insert("train", files.iter().map(|file| (*file).to_owned()).collect());
     }
-    let of_one = |files: BTreeSet<String>| of_one_format(files.into_iter().collect(), Clone::clone);
+    let of_one = |files: BTreeSet<String>| of_most_common_format(files.into_iter().collect(), Clone::clone);
     splits.into_iter().map(|(split, files)| (split, of_one(files).into_iter().collect())).collect()
 }
 

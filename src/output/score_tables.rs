@@ -133,6 +133,15 @@ mod tests {
         assert_eq!(value(&all, "arrow"), ("1 of 2".to_owned(), Some(0.4)));
         assert_eq!(value(&all, "chance"), ("1 of 2".to_owned(), None));
         assert_eq!(value(&["base"], "base"), ("2".to_owned(), Some(0.25)));
+        // The printed mean is that one.
+        let tasks = lorakit_task::skills::tasks(lorakit_task::skills::SEED, lorakit_task::skills::SuitePart::Training);
+        let named = |text: String, (letter, task): (&str, &Task)| {
+            text.replace(&format!("\"{letter}\""), &format!("\"{}\"", task.name))
+        };
+        let text = ["a", "b"].into_iter().zip(&tasks).fold(text, named);
+        let printed = tables(&Results::parse(&text).unwrap_or_default(), &["base", "arrow"], &tasks[..2]);
+        let last = printed.rsplit("\n\n").next().unwrap_or_default();
+        assert!(last.contains("1 of 2") && last.contains("0.5000") && !last.contains("0.2500"), "{last}");
     }
 
     #[test]

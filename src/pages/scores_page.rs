@@ -306,6 +306,8 @@ mod tests {
         let map = share_map(&scored.routing[0]);
         assert_eq!((map.experts.len(), map.experts[0], map.others), (SHOWN_EXPERTS, "<b>1", 1));
         assert!((map.rows[0].shares[2], map.rows[0].others) == (0.5, 0.0), "{:?}", map.rows[0].shares);
+        let cells = means(&scored, &["loss", "exact_match"], "base").cells;
+        assert_eq!([cells[0].score.as_str(), cells[1].score.as_str()], ["2.00", "25.0 ±10.0"], "of `<b>` alone");
         let html = html(&scored).unwrap();
         assert!(html.contains("only some tasks have a score of every router: loss over 1 of 2 tasks"), "{html}");
         assert!(html.contains("the gain over base on all tasks that both routers were scored on"), "{html}");

@@ -51,7 +51,7 @@ impl CurrentRun<'_> {
             keys.extend(self.differing(&["experts", "library"], config));
         }
         let tasks: BTreeSet<&str> = shared.iter().map(|(_, task)| task.as_str()).collect();
-        let (before, now) = (rows(&config["tasks"]), rows(&self.config["tasks"]));
+        let (before, now) = (row_identities(&config["tasks"]), row_identities(&self.config["tasks"]));
         // One file may be read as more or fewer rows by another version, which may not have recorded the others.
         let known = ["rows", "generation", "fewshot"]
             .map(|key| (of_tasks(&config["tasks"], key), of_tasks(&self.config["tasks"], key)));
@@ -65,7 +65,10 @@ impl CurrentRun<'_> {
         // Other routers are the same whatever the tasks of --fit.
         let is_fitted = |typed: &RouterArg| typed.router.training_data().is_some();
         let kept_fit = shared.iter().any(|(router, _)| router.parse().is_ok_and(|typed| is_fitted(&typed)));
-        if kept_fit && self.routers.iter().any(is_fitted) && rows(&config["fit"]) != rows(&self.config["fit"]) {
+        if kept_fit
+            && self.routers.iter().any(is_fitted)
+            && row_identities(&config["fit"]) != row_identities(&self.config["fit"])
+        {
             keys.push("fit");
         }
         keys
@@ -77,7 +80,7 @@ impl CurrentRun<'_> {
 }
 
 /// The rows and the split of each task in a list of a configuration.
-fn rows<'a>(tasks: &'a Value) -> BTreeMap<&'a str, (&'a Value, &'a Value)> {
+fn row_identities<'a>(tasks: &'a Value) -> BTreeMap<&'a str, (&'a Value, &'a Value)> {
     let rows = |task: &'a Value| Some((task["name"].as_str()?, (&task["sha256"], &task["split_seed"])));
     tasks.as_array().into_iter().flatten().filter_map(rows).collect()
 }

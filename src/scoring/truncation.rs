@@ -18,8 +18,7 @@ pub fn warning(task: &Task, scores: &TaskScores, positions: usize) -> Option<Str
     let cut_parts = (!parts.is_empty()).then(|| format!("{}; the base supports {positions} tokens", parts.join(", ")));
     let long = (cut.long_answers > 0).then(|| {
         format!(
-            "{} can never be answered in full: the first accepted answer is longer than max_new_tokens = {max_new_tokens}, \
-             which a task TOML can raise",
+            "{} have only accepted answers longer than max_new_tokens = {max_new_tokens}, which a task TOML can raise",
             cut.long_answers
         )
     });
@@ -51,8 +50,7 @@ mod tests {
         );
         assert_eq!(text, expected);
         let text = of(TruncatedRows { long_answers: 3, ..TruncatedRows::default() }).unwrap();
-        let expected =
-            "of 9 rows, 3 can never be answered in full: the first accepted answer is longer than max_new_tokens = 24";
+        let expected = "of 9 rows, 3 have only accepted answers longer than max_new_tokens = 24";
         assert!(text.contains(expected), "{text}");
     }
 }

@@ -19,10 +19,10 @@ pub enum ClusterError {
     Format(#[from] lorakit_format::FormatError),
     /// Two experts or tasks have one name.
     #[error("`{0}` is given twice; name it once")]
-    DuplicateExpert(String),
+    DuplicateName(String),
     /// Fewer than two experts or tasks.
-    #[error("found {0} to cluster; expected at least two")]
-    TooFewExperts(usize),
+    #[error("found {0} experts or tasks; clustering needs at least two")]
+    TooFewPoints(usize),
     /// The caller's closure failed to open an expert.
     #[error("expert `{expert}` could not be read")]
     Expert {
@@ -87,7 +87,7 @@ pub enum ClusterError {
     },
     /// An inner product that is not finite, of finite values. The text says of which experts.
     #[error(
-        "the inner product of {0} overflows: values are finite, but too large; if training diverged, leave that expert out \
+        "the inner product of {0} overflows: values are finite, but too large; if training diverged, leave the expert out \
          with --experts"
     )]
     Overflow(String),
@@ -95,7 +95,7 @@ pub enum ClusterError {
     #[error("k is 0; expected at least one cluster")]
     ZeroClusters,
     /// More clusters than experts or tasks.
-    #[error("k is {k} with {points} to cluster; expected k of at most {points}")]
+    #[error("k is {k}, but there are only {points} experts or tasks; expected k of at most {points}")]
     TooManyClusters {
         /// The number of clusters asked for.
         k: usize,
@@ -103,7 +103,9 @@ pub enum ClusterError {
         points: usize,
     },
     /// More clusters than distinct points.
-    #[error("k is {k} and only {distinct} of the {points} to cluster are distinct; expected k of at most {distinct}")]
+    #[error(
+        "k is {k}, but only {distinct} of the {points} experts or tasks are distinct; expected k of at most {distinct}"
+    )]
     TooFewDistinct {
         /// The number of clusters asked for.
         k: usize,
@@ -133,8 +135,8 @@ pub enum ClusterError {
         expected: usize,
     },
     /// Two clusterings of different experts, which cannot be compared.
-    #[error("the clusterings do not cover the same names: `{0}` is in one alone")]
-    DifferentExperts(String),
+    #[error("the clusterings cover different experts or tasks: `{0}` is in only one")]
+    DifferentNames(String),
     /// A numerical routine of a dependency failed.
     #[error("{0} failed")]
     Numerical(&'static str),

@@ -111,10 +111,10 @@ pub(crate) fn sorted_names(names: impl IntoIterator<Item = String>) -> Result<Ve
     let mut names: Vec<String> = names.into_iter().collect();
     names.sort();
     if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-        return Err(ClusterError::DuplicateExpert(pair[0].clone()));
+        return Err(ClusterError::DuplicateName(pair[0].clone()));
     }
     match names.len() {
-        0 | 1 => Err(ClusterError::TooFewExperts(names.len())),
+        0 | 1 => Err(ClusterError::TooFewPoints(names.len())),
         _ => Ok(names),
     }
 }
@@ -128,8 +128,8 @@ mod tests {
     fn names_are_sorted_unique_and_at_least_two() {
         let names = |list: &[&str]| sorted_names(list.iter().map(|name| (*name).to_owned()));
         assert_eq!(names(&["b", "a"]).unwrap(), ["a", "b"]);
-        assert!(matches!(names(&["a", "b", "a"]), Err(ClusterError::DuplicateExpert(name)) if name == "a"));
-        assert!(matches!(names(&["a"]), Err(ClusterError::TooFewExperts(1))));
+        assert!(matches!(names(&["a", "b", "a"]), Err(ClusterError::DuplicateName(name)) if name == "a"));
+        assert!(matches!(names(&["a"]), Err(ClusterError::TooFewPoints(1))));
     }
 
     #[test]

@@ -66,7 +66,7 @@ impl Partition {
 pub(crate) fn ensure_same_experts(left: &[String], right: &[String]) -> Result<()> {
     let missing = |from: &[String], in_: &[String]| from.iter().find(|name| in_.binary_search(name).is_err()).cloned();
     match missing(left, right).or_else(|| missing(right, left)) {
-        Some(expert) => Err(ClusterError::DifferentExperts(expert)),
+        Some(expert) => Err(ClusterError::DifferentNames(expert)),
         None => Ok(()),
     }
 }
@@ -91,6 +91,6 @@ mod tests {
     fn partitions_of_different_experts_are_not_compared() {
         let left = Partition::new(&names(&["a", "b"]), &[0, 1]);
         let right = Partition::new(&names(&["a", "c"]), &[0, 1]);
-        assert!(matches!(left.adjusted_rand(&right), Err(ClusterError::DifferentExperts(name)) if name == "b"));
+        assert!(matches!(left.adjusted_rand(&right), Err(ClusterError::DifferentNames(name)) if name == "b"));
     }
 }

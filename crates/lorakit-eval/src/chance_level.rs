@@ -73,6 +73,17 @@ mod tests {
         assert!(!scores.metrics.contains_key("loss"));
     }
 
+    #[test]
+    fn reasoning_in_accepted_answers_is_not_compared() {
+        let user = |i: usize| format!(r#"{{"role": "user", "content": "q{i}"}}"#);
+        let reply = |i: usize| format!(r#"{{"role": "assistant", "content": "<think>{i}</think>yes"}}"#);
+        let rows: String = (0..200).map(|i| format!("{{\"messages\": [{}, {}]}}\n", user(i), reply(i))).collect();
+        let mut task = task("chat.jsonl", &rows);
+        task.metrics.push(lorakit_task::Metric::ExactMatch);
+        let options = EvalOptions { split: Split::All, ..EvalOptions::default() };
+        assert_eq!(score_chance(&task, &options).unwrap().metrics["exact_match"].value, 1.0);
+    }
+
     fn polar(i: usize) -> &'static str {
         if i.is_multiple_of(4) { "no" } else { "yes" }
     }

@@ -161,14 +161,26 @@ impl Evaluation<'_> {
             let whole = Example::encode_row_prompt(row, tokenizer, usize::MAX)?;
             let budget = TokenBudget::new(whole.len(), max_new_tokens, positions);
             self.truncated.count_generation(budget, whole.len(), max_new_tokens);
-            let answer = tokenizer.encode_without_special(row.target())?.len();
-            self.truncated.long_answers += usize::from(answer > max_new_tokens);
+            self.truncated.long_answers += usize::from(self.has_long_answers(row, max_new_tokens)?);
             prompts.push(match budget.prompt < whole.len() {
                 true => Example::encode_row_prompt(row, tokenizer, budget.prompt)?,
                 false => whole,
             });
         }
         Ok(prompts)
+    }
+
+    /// Whether no accepted answer of a row can be generated whole.
+    fn has_long_answers(&self, row: &Row, max_new_tokens: usize) -> Result<bool> {
+        if self.task.generation.extract.is_some() {
+            return Ok(false);
+        }
+        for answer in row.accepted() {
+            if self.model.tokenizer.encode_without_special(answer)?.len() <= max_new_tokens {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn generation(&mut self) -> Result<()> {
@@ -195,7 +207,7 @@ impl Evaluation<'_> {
         });
         let generated = generated.map_err(|error| in_row(error, &self.rows))?;
         for ((sample, generated), opening) in self.samples.iter_mut().zip(generated).zip(&openings) {
-            score_text(before_stop(opening.answer(&generated.text), &late_stop), opening, self.task, sample)?;
+            score_text(cut_at_stop(opening.answer(&generated.text), &late_stop), opening, self.task, sample)?;
             sample.generated = Some(generated);
         }
         Ok(())
@@ -215,8 +227,8 @@ fn report(stage: EvalStage, total: usize, progress: &mut (dyn FnMut(EvalProgress
     move |done| progress(EvalProgress { stage, done, total })
 }
 
-/// An answer up to the first of the texts at which generation could not stop, since they stand before answers as well.
-fn before_stop<'t>(answer: &'t str, stop: &[String]) -> &'t str {
+/// The answer up to the first stop text that the template itself writes before replies, where generation could not stop.
+fn cut_at_stop<'t>(answer: &'t str, stop: &[String]) -> &'t str {
     let begun = if stop.is_empty() { answer } else { answer.trim_start() };
     let end = stop.iter().filter_map(|stop| begun.find(stop.as_str())).min();
     end.map_or(begun, |end| &begun[..end])
@@ -260,4 +272,17 @@ pub(crate) fn score_answer(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_ends_at_a_stop_that_generation_passed_over() {
+        let stop = ["\n".to_owned(), "Q:".to_owned()];
+        assert_eq!(cut_at_stop("\n yes\nQ: b", &stop), "yes");
+        assert_eq!(cut_at_stop("yes Q: b\n", &stop), "yes ");
+        assert_eq!(cut_at_stop("\nyes\n", &[]), "\nyes\n");
+    }
 }

@@ -14,7 +14,8 @@ pub struct TruncatedRows {
     pub generation_prompts: usize,
     /// Rows after whose prompt there was room for fewer new tokens than the task asks for.
     pub new_tokens: usize,
-    /// Rows whose first accepted answer has more tokens than the task lets a model generate.
+    /// Rows all of whose accepted answers have more tokens than the task lets a model generate; none where an `extract` takes
+    /// a part of a text as its answer.
     pub long_answers: usize,
 }
 

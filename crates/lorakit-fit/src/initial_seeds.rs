@@ -16,25 +16,22 @@ pub fn differing_initial_seeds<'a>(
     let (first, seed) = seeded.iter().find_map(|(name, seed)| Some((*name, (*seed)?)))?;
     let others: Vec<_> = seeded.iter().filter(|(_, other)| *other != Some(seed)).collect();
     let (other, of_other) = others.first()?;
-    let of_other = of_other.map_or("from values that are not recorded".to_owned(), |seed| format!("from seed {seed}"));
-    let more = match others.len() {
+    let of_other = of_other.map_or("an unrecorded seed".to_owned(), |seed| format!("seed {seed}"));
+    let all = match others.len() {
         1 => String::new(),
-        count => format!(", and {} more differ", count - 1),
+        count => format!("; {count} experts differ from `{first}`"),
     };
-    Some(format!("the A of expert `{first}` started from seed {seed}, that of `{other}` {of_other}{more}"))
+    Some(format!("expert `{first}` was initialized with seed {seed}, `{other}` with {of_other}{all}"))
 }
 
-/// Warns that `what` adds up A's that did not start from the same random values, if the records say so.
-pub fn warn_of_added_factors<'a>(
+/// Warns that `what` sums A's, and B's, of experts that did not start from the same A, if the records say so.
+pub fn warn_of_separate_mixing<'a>(
     what: &str,
     experts: impl IntoIterator<Item = (&'a str, Option<&'a ExpertRecord>)>,
     reporter: &dyn Reporter,
 ) {
     if let Some(differing) = differing_initial_seeds(experts) {
-        reporter.warn(&format!(
-            "{what} adds up the A's of the experts, and their B's, which suits experts that started from the same A: \
-             {differing}"
-        ));
+        reporter.warn(&format!("{what} sums A and B separately, which requires a common initial A: {differing}"));
     }
 }
 
@@ -52,10 +49,10 @@ mod tests {
         };
         assert_eq!(told(&[Some(&zero), Some(&zero)]), None);
         assert_eq!(told(&[Some(&none), None]), None);
-        let of = |other: &str| Some(format!("the A of expert `a` started from seed 0, that of `b` {other}"));
-        assert_eq!(told(&[Some(&zero), Some(&one)]), of("from seed 1"));
-        assert_eq!(told(&[Some(&zero), None, Some(&one)]), of("from values that are not recorded, and 1 more differ"));
-        let second = "the A of expert `b` started from seed 0, that of `a` from values that are not recorded";
+        let of = |other: &str| Some(format!("expert `a` was initialized with seed 0, `b` with {other}"));
+        assert_eq!(told(&[Some(&zero), Some(&one)]), of("seed 1"));
+        assert_eq!(told(&[Some(&zero), None, Some(&one)]), of("an unrecorded seed; 2 experts differ from `a`"));
+        let second = "expert `b` was initialized with seed 0, `a` with an unrecorded seed";
         assert_eq!(told(&[Some(&none), Some(&zero)]), Some(second.to_owned()));
     }
 }

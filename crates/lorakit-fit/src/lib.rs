@@ -73,7 +73,7 @@ mod wait_for_lock;
 
 pub use error::{ChangedTask, FitError, Result};
 pub use fit_context::{FitContext, LoadTasks};
-pub use initial_seeds::{differing_initial_seeds, warn_of_added_factors};
+pub use initial_seeds::{differing_initial_seeds, warn_of_separate_mixing};
 pub use merge_record::{
     FitRecord, MERGE_RECORD_FILE, MergeRecord, MergedBaseRecord, MergedExpert, read_merge_record,
     read_merged_base_record, record_of_model,

@@ -1,4 +1,4 @@
-//! Numbers that Python writes into JSON, and reads in it, but JSON does not have.
+//! NaN and infinities in JSON that Python wrote, which JSON does not have.
 
 use std::borrow::Cow;
 
@@ -35,8 +35,8 @@ pub fn replace_non_finite(json: &[u8], with: impl Fn(&str) -> String) -> Cow<'_,
     replaced.into()
 }
 
-/// The position after a string that begins at `start`.
-fn string_end(json: &[u8], start: usize) -> usize {
+/// The position after a string of JSON that begins at `start`; the end, if the string has none.
+pub fn string_end(json: &[u8], start: usize) -> usize {
     let mut at = start + 1;
     while at < json.len() {
         match json[at] {

@@ -30,7 +30,7 @@ pub struct ForwardPlan {
     output: Option<OutputTokens>,
     precision: TokenPrecision,
     /// What the queries of each token are multiplied by, where that is not one.
-    query_factors: Option<Arc<[f32]>>,
+    query_scales: Option<Arc<[f32]>>,
 }
 
 /// The tokens that the output of a layer is wanted of.
@@ -73,7 +73,7 @@ impl ForwardPlan {
         let tables = ropes.of_batch(&sequences).into_iter();
         let layouts = tables.map(|table| AttentionLayout::new(table, segments.clone())).collect();
         Self {
-            query_factors: ropes.query_factors(&sequences),
+            query_scales: ropes.query_scales(&sequences),
             sequences,
             split: None,
             layouts,
@@ -156,8 +156,8 @@ impl ForwardPlan {
     }
 
     /// What the queries of each token are multiplied by, where that is not one.
-    pub(crate) fn query_factors(&self) -> Option<&Arc<[f32]>> {
-        self.query_factors.as_ref()
+    pub(crate) fn query_scales(&self) -> Option<&Arc<[f32]>> {
+        self.query_scales.as_ref()
     }
 
     /// The sequences.

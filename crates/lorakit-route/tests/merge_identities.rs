@@ -443,10 +443,12 @@ fn experts_of_weight_zero_have_no_effect() {
             assert!(report.retained.is_finite() && report.error.is_finite(), "{}: {report:?}", about.name);
             let of_all = OF_ALL_EXPERTS.contains(&about.name);
             assert_eq!(parse_merge(about.name).unwrap().counts_weight_zero(), of_all, "{}", about.name);
+            let (all, two) = (made(&experts, &weights), made(&experts[..2], &without));
             if of_all {
+                let [all, two] = [&all, &two].map(|merged| merged.adapter.modules()["q"].delta());
+                assert!(all.iter().zip(&two).any(|(a, b)| (a - b).abs() > 1e-4), "{calibration} {}", about.name);
                 continue;
             }
-            let (all, two) = (made(&experts, &weights), made(&experts[..2], &without));
             let expected: Vec<f64> = two.adapter.modules()["q"].delta().into_iter().map(f64::from).collect();
             assert_delta(&all.adapter.modules()["q"], &expected, 1e-5, &format!("{calibration} {}", about.name));
             compared += 1;
@@ -458,12 +460,18 @@ fn experts_of_weight_zero_have_no_effect() {
         "ctm:merge=task_arithmetic,beta=1,rank=2",
         "ctm:merge=magnitude_prune",
         "ctm:merge=dare_linear",
+        "knots:inner=task_arithmetic",
+        "core_space:inner=task_arithmetic",
+        "knots:inner=magnitude_prune,density=1",
         "robust:density=1,clamp=1",
     ] {
         assert!(!parse_merge(text).unwrap().counts_weight_zero(), "{text}");
         let (all, two) = (merge(text, &experts, &weights), merge(text, &experts[..2], &without));
         let expected: Vec<f64> = two.adapter.modules()["q"].delta().into_iter().map(f64::from).collect();
         assert_delta(&all.adapter.modules()["q"], &expected, 1e-5, text);
+    }
+    for text in ["knots:inner=magnitude_prune", "core_space:inner=dare_linear"] {
+        assert!(parse_merge(text).unwrap().counts_weight_zero(), "{text}");
     }
     // Its rank is no obstacle.
     let wide = [experts[0].clone(), expert("wide", [("q", random(7, 4, 9, 7, 1.0))])];

@@ -1,10 +1,8 @@
-//! When a generated answer is that of the task.
-
-use std::borrow::Cow;
-
-use fancy_regex::Regex;
+//! How generated answers are compared with accepted ones.
 
 use crate::error::{Result, TaskError};
+use fancy_regex::Regex;
+use std::borrow::Cow;
 
 /// When a text equals an accepted answer. By default white space around both is ignored and nothing else;
 /// `ignore_case` and `regexes_to_ignore` are those of lm-evaluation-harness's `exact_match`.

@@ -64,7 +64,7 @@ pub use chat::reply_span::ReplySource;
 pub use column_names::ColumnNames;
 pub use error::{Result, TaskError};
 pub use loading::dataset_folder::describes_dataset;
-pub use loading::one_format::of_one_format;
+pub use loading::most_common_format::of_most_common_format;
 pub use loading::rows_by_column::RowsByColumn;
 pub use loading::split_files::SplitFiles;
 pub use loading::suite::Suite;

@@ -172,4 +172,7 @@ fn a_target_of_flan_may_bring_its_own_white_space() {
     let whole: Vec<String> =
         read_all(&task).iter().map(|(prompt, between, target)| format!("{prompt}{between}{target}")).collect();
     assert_eq!(whole, ["Q: b", "Q: b", "Q:\nb", "Q:\nb"]);
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/modular_llms/flan.sh");
+    let script = fs::read_to_string(script).unwrap();
+    assert!(script.contains(r#"prompt = "{{ source }}"\ntarget = "target"\n"#) && !script.contains("target_delimiter"));
 }

@@ -346,6 +346,12 @@ fn a_base_is_recorded_before_an_addition_is_complete() {
     first.add("a", &small_adapter(1), None).unwrap();
     assert!(late.add("b", &small_adapter(2), None).is_err());
     assert!(late.replace("c", &small_adapter(3), None).is_err());
+    let weights = |folder: &std::path::Path| -> Result<(), lorakit_adapter::AdapterError> {
+        fs::write(folder.join(lorakit_adapter::MODEL_WEIGHTS_FILE), "x").unwrap();
+        Ok(())
+    };
+    assert!(late.put_model("full", &ExpertRecord::default(), weights).is_err());
+    assert!(!late.contains_model("full"));
     assert_eq!(late.expert_names().unwrap(), ["a"], "what is refused for its base is not left behind");
     assert!(!temporary.path().join(".adding.json").exists());
 }

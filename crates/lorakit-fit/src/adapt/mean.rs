@@ -45,8 +45,9 @@ impl AdaptMethod for Mean {
         let differing = differing_initial_seeds(opened.named_records());
         // Means of deltas suit any experts.
         let differing = differing.filter(|_| have_one_shape(opened.experts.experts()));
-        let warning = differing
-            .map(|differing| format!("mean averages the A's of the experts, which suits those of one A: {differing}"));
+        let warning = differing.map(|differing| {
+            format!("mean averages A and B separately, which requires a common initial A: {differing}")
+        });
         Ok(Box::new(InitTraining::new(Some(init), configure)?.with_warning(warning)))
     }
 }

@@ -6,7 +6,7 @@ use super::outcomes::Outcomes;
 use crate::error::{FitError, Result};
 use crate::fitted_merge::fit_weights::fit_weights;
 use crate::fitted_merge::weight_fit::WeightFit;
-use crate::initial_seeds::warn_of_added_factors;
+use crate::initial_seeds::warn_of_separate_mixing;
 use crate::open_library::OpenLibrary;
 use crate::training::train_context::TrainContext;
 use crate::training::training_plan::TrainingPlan;
@@ -118,9 +118,9 @@ impl WeightedExpertsFit<'_> {
         let fitted = fit_weights(self.merge, over, rows)?;
         context.reporter.status(&format!("{name}: {}", fitted.summary(&opened.experts)));
         let (merge, coefficients) = self.merge.merge(&opened.experts, &fitted.weights)?;
-        if merge.adds_factors() {
+        if merge.mixes_separately() {
             seeds.call_once(|| {
-                warn_of_added_factors(&self.merge.to_string(), opened.named_records(), context.reporter);
+                warn_of_separate_mixing(&self.merge.to_string(), opened.named_records(), context.reporter);
             });
         }
         let merged = merge.merge(opened.experts.experts(), &coefficients)?;

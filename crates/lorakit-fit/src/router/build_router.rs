@@ -11,7 +11,7 @@ use super::router_fits::ROUTER_FITS;
 use super::training_rows::TrainingRows;
 use crate::error::{FitError, Result, WithContext as _};
 use crate::fit_context::FitContext;
-use crate::initial_seeds::warn_of_added_factors;
+use crate::initial_seeds::warn_of_separate_mixing;
 use lorakit_eval::PromptRouting;
 use lorakit_lora::{Patches, Sequence};
 use lorakit_route::{Mixing, Observer, Router, RouterContext, RouterState, TrainingData};
@@ -44,7 +44,7 @@ pub fn depends_on_task(context: &FitContext, router: &dyn Router) -> bool {
 /// said once by whoever builds the router for several.
 pub fn warn_of_router_seeds(context: &FitContext, router: &dyn Router) {
     if router.mixing() == Mixing::Separate {
-        warn_of_added_factors(&router.to_string(), context.library.named_records(), context.reporter);
+        warn_of_separate_mixing(&router.to_string(), context.library.named_records(), context.reporter);
     }
 }
 

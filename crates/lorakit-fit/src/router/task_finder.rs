@@ -9,13 +9,13 @@ use std::collections::btree_map::Entry;
 
 const ADVICE: &str = "give the rows to fit to with --fit, or the folder that task files refer to with --data";
 
-/// A spec of tasks, and the columns that stand for the standard ones.
-type TaskSpec = (String, BTreeMap<String, String>);
+/// What tasks are loaded by: their spec, and the columns that stand for the standard ones.
+type LoadKey = (String, BTreeMap<String, String>);
 
 /// The tasks that were loaded: one file may hold many.
 pub(super) struct TaskFinder<'a> {
     load_tasks: &'a LoadTasks<'a>,
-    loaded: BTreeMap<TaskSpec, Vec<Task>>,
+    loaded: BTreeMap<LoadKey, Vec<Task>>,
 }
 
 impl<'a> TaskFinder<'a> {
@@ -63,7 +63,7 @@ impl<'a> TaskFinder<'a> {
         })))
     }
 
-    fn load(&mut self, place: &TaskSpec) -> Result<&[Task]> {
+    fn load(&mut self, place: &LoadKey) -> Result<&[Task]> {
         match self.loaded.entry(place.clone()) {
             Entry::Occupied(tasks) => Ok(tasks.into_mut()),
             Entry::Vacant(vacant) => {

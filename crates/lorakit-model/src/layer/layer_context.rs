@@ -132,7 +132,7 @@ impl<'a> LayerContext<'a> {
         bias: Option<&DistanceBias>,
         qkv: &Tensor,
     ) -> Result<Tensor> {
-        let qkv = &self.with_query_factors(heads, qkv)?;
+        let qkv = &self.with_query_scales(heads, qkv)?;
         let wanted = self.plan.wanted_tokens(self.layer);
         let attention = || SelfAttention::new(heads, self.plan.layout(self.layer)).of_wanted(wanted);
         let y = match (&mut self.tape, bias) {
@@ -146,8 +146,8 @@ impl<'a> LayerContext<'a> {
     }
 
     /// `qkv` where the queries of far positions are larger, in bases that have it so.
-    fn with_query_factors(&mut self, heads: AttentionHeads, qkv: &Tensor) -> Result<Tensor> {
-        let Some(factors) = self.plan.query_factors() else { return Ok(qkv.clone()) };
+    fn with_query_scales(&mut self, heads: AttentionHeads, qkv: &Tensor) -> Result<Tensor> {
+        let Some(factors) = self.plan.query_scales() else { return Ok(qkv.clone()) };
         let op = QueryScaleOp { width: heads.queries * heads.features, factors: factors.clone() };
         match &mut self.tape {
             Some(tape) => tape.apply(Box::new(op), qkv),

@@ -38,7 +38,7 @@ impl QueryScaleOp {
 
 impl Op<1> for QueryScaleOp {
     fn name(&self) -> &'static str {
-        "query-factors"
+        "query-scale"
     }
 
     fn forward(&self, [qkv]: [Input; 1]) -> Result<(Vec<f32>, Shape)> {

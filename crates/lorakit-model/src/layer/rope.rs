@@ -219,7 +219,7 @@ impl LayerRopes {
     }
 
     /// What the queries of the tokens of a batch are multiplied by; none where all factors are one.
-    pub(crate) fn query_factors(&self, batch: &SequenceBatch) -> Option<Arc<[f32]>> {
+    pub(crate) fn query_scales(&self, batch: &SequenceBatch) -> Option<Arc<[f32]>> {
         let scale = self.queries?;
         let factors: Arc<[f32]> = batch.positions().into_iter().map(|position| scale.at(position)).collect();
         factors.iter().any(|&factor| factor != 1.0).then_some(factors)

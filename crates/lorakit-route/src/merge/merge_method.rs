@@ -26,7 +26,7 @@ pub trait MergeMethod: Any + Debug + Display + Send + Sync {
     fn merge(&self, experts: &[Expert], coefficients: &Coefficients) -> Result<Merged>;
 
     /// Whether it adds up the A's, and the B's, and not the deltas.
-    fn adds_factors(&self) -> bool {
+    fn mixes_separately(&self) -> bool {
         false
     }
 

@@ -13,8 +13,8 @@ pub struct Merged {
 
 /// How much of the untruncated merge a module of the result retains.
 ///
-/// What a method drops of the experts before it sums them counts as truncated in `tsv`. Where that is the method
-/// itself, such as the trimming of `ties` or the clusters of `lego`, the merge is what results, and nothing counts as lost.
+/// Singular directions that `tsv` drops count as truncated. Where dropping is the method itself, such as the trimming of `ties`
+/// or the clustering of `lego`, nothing does.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModuleReport {
     /// The module's path.
@@ -46,9 +46,9 @@ impl Retained {
         Self { retained: inside / all, error: (outside / all).sqrt() }
     }
 
-    /// These of a part, whose own are `part`, as those of the whole.
-    pub(super) fn of_part(self, part: Self) -> Self {
-        let [own, others] = [self.error, part.error].map(|error| error * error);
-        Self { retained: self.retained * part.retained, error: (own + (1.0 - own) * others).sqrt() }
+    /// What two truncations in a row retain: `first`, then this one.
+    pub(super) fn after(self, first: Self) -> Self {
+        let [second, first_error] = [self.error, first.error].map(|error| error * error);
+        Self { retained: self.retained * first.retained, error: (first_error + (1.0 - first_error) * second).sqrt() }
     }
 }

@@ -79,7 +79,7 @@ impl MergeMethod for RobustMerge {
         (self.factor != Self::default().factor).then_some(("factor", self.factor))
     }
 
-    fn adds_factors(&self) -> bool {
+    fn mixes_separately(&self) -> bool {
         true
     }
 

@@ -210,7 +210,7 @@ impl MergeMethod for TaskVectors {
         each_module(experts, coefficients, self.footprint(), |module| self.merge_module(module, &thresholds))
     }
 
-    fn adds_factors(&self) -> bool {
+    fn mixes_separately(&self) -> bool {
         matches!(self.method.space, MergeSpace::Factors(_))
     }
 

@@ -100,6 +100,6 @@ impl Tsv {
         let b = scaled_columns(polar_factor(module, &left)?.0.as_ref(), &values);
         let a = polar_factor(module, &right)?.0.transpose().to_owned();
         let merged = LowRankProduct { b, a }.truncated(module, self.rank)?;
-        Ok(MergedModule { retained: merged.retained.of_part(Retained::of(squares(&values), dropped)), ..merged })
+        Ok(MergedModule { retained: merged.retained.after(Retained::of(squares(&values), dropped)), ..merged })
     }
 }

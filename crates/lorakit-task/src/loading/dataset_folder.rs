@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::error::{At, Result, TaskError};
-use crate::loading::one_format::of_one_format;
+use crate::loading::most_common_format::of_most_common_format;
 use crate::loading::split_files::SplitFile;
 use crate::source::file_content::read_whole;
 use crate::source::file_formats;
@@ -26,7 +26,7 @@ pub fn describes_dataset(name: &str) -> bool {
 /// Such a folder is a saved `DatasetDict` or `Dataset`, or has nothing but data files named after splits: `train.parquet`
 /// and `test.parquet`, or shards such as `train-00000-of-00002.parquet`.
 ///
-/// Of files of one split in several formats those of one are read, see [`of_one_format`].
+/// Of files of one split in several formats those of one are read, see [`of_most_common_format`].
 ///
 /// With a test split, the rows of each split are those of its files, as they are. Without one, train rows are split by hash.
 pub(crate) fn files(folder: &Path) -> Result<Option<Vec<SplitFile>>> {
@@ -150,7 +150,7 @@ fn named_after_splits(folder: &Path) -> Result<Option<Vec<SplitFile>>> {
     // As `datasets` orders them: train, validation, test.
     let of = |split: Split| {
         let own = files.iter().filter(|(other, _)| *other == Some(split)).cloned().collect();
-        of_one_format(own, |(_, file): &SplitFile| file.to_string_lossy().into_owned())
+        of_most_common_format(own, |(_, file): &SplitFile| file.to_string_lossy().into_owned())
     };
     Ok(Some([Split::Train, Split::Validation, Split::Test].into_iter().flat_map(of).collect()))
 }

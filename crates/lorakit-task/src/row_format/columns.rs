@@ -15,7 +15,7 @@ pub(crate) struct Columns {
     /// The same with numbers as they are written, if that differs.
     written: Option<Map<String, Value>>,
     /// Whether the file fills objects up with nulls at any depth.
-    filled: bool,
+    null_padded: bool,
 }
 
 impl Columns {
@@ -36,7 +36,7 @@ impl Columns {
             Ok(columns)
         };
         let written = row.written.map(completed).transpose()?;
-        Ok(Columns { fields: completed(row.fields)?, written, filled: row.filled })
+        Ok(Columns { fields: completed(row.fields)?, written, null_padded: row.null_padded })
     }
 
     /// The columns of a row whose numbers are as serde_json writes them.
@@ -44,18 +44,18 @@ impl Columns {
     pub fn of(fields: &Value) -> Columns {
         let mut fields = fields.as_object().cloned().unwrap_or_default();
         fields.entry("instruction").or_insert_with(|| "".into());
-        Columns { fields, written: None, filled: false }
+        Columns { fields, written: None, null_padded: false }
     }
 
     /// The same columns of a file that fills objects up with nulls.
     #[cfg(test)]
-    pub fn of_filled(fields: &Value) -> Columns {
-        Columns { filled: true, ..Columns::of(fields) }
+    pub fn of_null_padded(fields: &Value) -> Columns {
+        Columns { null_padded: true, ..Columns::of(fields) }
     }
 
     /// Whether nulls within the columns may be those with which the file fills objects up, and not the row's own.
-    pub fn is_filled(&self) -> bool {
-        self.filled
+    pub fn is_null_padded(&self) -> bool {
+        self.null_padded
     }
 
     /// All columns, for templates.

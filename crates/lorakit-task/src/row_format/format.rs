@@ -6,14 +6,14 @@ use crate::error::Result;
 use crate::row::{Answer, RowKind};
 use crate::row_format::columns::Columns;
 
-/// What the label of a row says.
+/// The `label` of a row of KTO, in TRL's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum RowLabel {
-    /// That the row is to be learned.
-    Desired,
-    /// That it is not, and so left out.
-    Undesired,
-    /// Something else.
+pub(crate) enum KtoLabel {
+    /// The completion is learned.
+    Desirable,
+    /// It is left out.
+    Undesirable,
+    /// No label of KTO, such as a class.
     Other,
 }
 
@@ -39,8 +39,8 @@ pub(crate) trait RowFormat: Sync {
         None
     }
 
-    /// What the row's label says of it, if it has one.
-    fn label(&self, _: &Columns) -> Option<RowLabel> {
+    /// The row's label of KTO, if it has one.
+    fn kto_label(&self, _: &Columns) -> Option<KtoLabel> {
         None
     }
 

@@ -54,7 +54,7 @@ pub(crate) fn read(value: &Value, column: &str) -> Result<Vec<Message>> {
 /// whether a field is defined. Other nulls, such as a default value or an argument of a call, stay.
 pub(crate) fn with_tools(conversation: Conversation, columns: &Columns) -> Result<Conversation> {
     let tools = columns.as_map().get("tools");
-    if !columns.is_filled() {
+    if !columns.is_null_padded() {
         return conversation.with_tools(tools);
     }
     let tools = tools.map(json_value::without_nulls);
@@ -114,13 +114,13 @@ mod tests {
         let filled = json!({"messages": messages(json!({"type": "text", "text": "a"}), json!({"x": {"y": 1}})),
             "tools": tools(json!({"x": {"type": "int"}}))});
         let read = |columns: &Columns| conversation(columns).unwrap();
-        assert_eq!(read(&Columns::of_filled(&row)), read(&Columns::of(&filled)));
+        assert_eq!(read(&Columns::of_null_padded(&row)), read(&Columns::of(&filled)));
         assert_eq!(read(&Columns::of(&row)).tools.as_ref(), row.get("tools"));
         let reply = read(&Columns::of(&row)).messages[1].fields(true);
         assert_eq!(reply["tool_calls"], row["messages"][1]["tool_calls"]);
         // A text of JSON is as it was written.
         let text = row["tools"].to_string();
-        let of_text = Columns::of_filled(&json!({"messages": row["messages"], "tools": text}));
+        let of_text = Columns::of_null_padded(&json!({"messages": row["messages"], "tools": text}));
         assert_eq!(read(&of_text).tools.as_ref(), row.get("tools"));
     }
 

@@ -7,7 +7,7 @@ use crate::error::{Result, TaskError};
 use crate::json_value;
 use crate::row::{Answer, RowKind};
 use crate::row_format::columns::Columns;
-use crate::row_format::format::{RowFormat, RowLabel};
+use crate::row_format::format::{KtoLabel, RowFormat};
 use crate::row_format::messages;
 
 /// `prompt` and `completion`. Texts follow each other as they are; of messages only the completion's are learned.
@@ -39,27 +39,27 @@ impl RowFormat for PromptCompletion {
     }
 
     /// KTO's rows have true or false, or 1 or 0, of which CSV has the texts.
-    fn label(&self, columns: &Columns) -> Option<RowLabel> {
+    fn kto_label(&self, columns: &Columns) -> Option<KtoLabel> {
         match columns.get("label")? {
-            Value::Bool(true) => Some(RowLabel::Desired),
-            Value::Bool(false) => Some(RowLabel::Undesired),
+            Value::Bool(true) => Some(KtoLabel::Desirable),
+            Value::Bool(false) => Some(KtoLabel::Undesirable),
             Value::Number(label) => Some(label_of_number(label.as_f64())),
             Value::String(label) => match label.trim().to_lowercase().as_str() {
                 "" => None,
-                "true" => Some(RowLabel::Desired),
-                "false" => Some(RowLabel::Undesired),
+                "true" => Some(KtoLabel::Desirable),
+                "false" => Some(KtoLabel::Undesirable),
                 text => Some(label_of_number(text.parse().ok())),
             },
-            _ => Some(RowLabel::Other),
+            _ => Some(KtoLabel::Other),
         }
     }
 }
 
-fn label_of_number(number: Option<f64>) -> RowLabel {
+fn label_of_number(number: Option<f64>) -> KtoLabel {
     match number {
-        Some(1.0) => RowLabel::Desired,
-        Some(0.0) => RowLabel::Undesired,
-        _ => RowLabel::Other,
+        Some(1.0) => KtoLabel::Desirable,
+        Some(0.0) => KtoLabel::Undesirable,
+        _ => KtoLabel::Other,
     }
 }
 

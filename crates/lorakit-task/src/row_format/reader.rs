@@ -8,7 +8,7 @@ use crate::json_value;
 use crate::loading::task_config::{OneOrMany, TaskConfig};
 use crate::row::{Answer, Row, RowKind};
 use crate::row_format::columns::Columns;
-use crate::row_format::format::RowLabel;
+use crate::row_format::format::KtoLabel;
 use crate::row_format::known_formats::{expected_columns, format_of};
 use crate::row_format::multiple_choice::{choice_texts, choices_answer};
 use crate::row_format::template::{Template, TemplateSet, require_braces};
@@ -67,11 +67,11 @@ impl RowReader {
                 return None;
             }
             let columns = Columns::new(*row, &self.columns, None).ok()?;
-            format_of(&columns).label(&columns)
+            format_of(&columns).kto_label(&columns)
         };
-        let labels: Vec<Option<RowLabel>> = rows.iter().map(label).collect();
-        let is_known = !labels.contains(&Some(RowLabel::Other));
-        labels.into_iter().map(|label| is_known && label == Some(RowLabel::Undesired)).collect()
+        let labels: Vec<Option<KtoLabel>> = rows.iter().map(label).collect();
+        let is_known = !labels.contains(&Some(KtoLabel::Other));
+        labels.into_iter().map(|label| is_known && label == Some(KtoLabel::Undesirable)).collect()
     }
 
     /// Reads one row. `number` counts from 1; `instruction` is the task's, not the row's.
@@ -90,7 +90,8 @@ impl RowReader {
 
     /// What of such rows is not used, as a sentence.
     pub fn warning(&self, fields: &Map<String, Value>) -> Option<&'static str> {
-        let columns = Columns::new(SourceRow { fields, written: None, filled: false }, &self.columns, None).ok()?;
+        let columns =
+            Columns::new(SourceRow { fields, written: None, null_padded: false }, &self.columns, None).ok()?;
         format_of(&columns).warning(&columns).filter(|_| !self.has_templates())
     }
 
@@ -202,7 +203,7 @@ mod tests {
 
     fn row(toml: &str, fields: Value, instruction: Option<&str>) -> Result<Row> {
         let config = TaskConfig::parse(toml).unwrap().remove(0);
-        let row = SourceRow { fields: fields.as_object().unwrap(), written: None, filled: false };
+        let row = SourceRow { fields: fields.as_object().unwrap(), written: None, null_padded: false };
         RowReader::new(&config)?.read(1, row, instruction)
     }
 

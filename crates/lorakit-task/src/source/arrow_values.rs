@@ -22,7 +22,7 @@ pub(crate) fn append_rows(batch: &RecordBatch, budget: &mut SizeBudget, rows: &m
             let value = value(column, row, budget).at(|| format!("column `{}`", field.name()))?;
             fields.extend(value.map(|value| (field.name().clone(), value)));
         }
-        rows.push(SourceValue { filled: true, ..SourceValue::from(Value::Object(fields)) });
+        rows.push(SourceValue { null_padded: true, ..SourceValue::from(Value::Object(fields)) });
     }
     Ok(())
 }
@@ -218,6 +218,10 @@ mod tests {
         assert_eq!(rows[0].value, json!({"input": "a.png", "image": {"path": "a.png"}}));
         let text = json!({"input": "b.txt", "image": {"bytes": "abc", "path": "b.txt"}, "raw": "abc"});
         assert_eq!(rows[1].value, text);
-        assert!(rows[0].filled);
+        // The reader of columns is told so.
+        let document = crate::source::document::Document::Rows(rows);
+        let read = document.rows(None).unwrap();
+        let names = crate::column_names::ColumnNames::default();
+        assert!(crate::row_format::columns::Columns::new(read[0], &names, None).unwrap().is_null_padded());
     }
 }

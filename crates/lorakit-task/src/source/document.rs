@@ -22,7 +22,7 @@ pub(crate) struct SourceRow<'d> {
     /// The columns with numbers as they are written, if that differs: see [`SourceValue`].
     pub written: Option<&'d Map<String, Value>>,
     /// Whether the file fills objects up with nulls: see [`SourceValue`].
-    pub filled: bool,
+    pub null_padded: bool,
 }
 
 impl Document {
@@ -47,11 +47,11 @@ impl Document {
         if values.is_empty() {
             return Err(TaskError::Data("no rows; expected at least one".to_string()));
         }
-        let filled = matches!(self, Document::Rows(rows) if rows.iter().any(|row| row.filled));
+        let null_padded = matches!(self, Document::Rows(rows) if rows.iter().any(|row| row.null_padded));
         let mut rows = Vec::with_capacity(values.len());
         for (i, (value, written)) in values.into_iter().enumerate() {
             let written = written.and_then(Value::as_object);
-            rows.push(SourceRow { fields: as_row(i + 1, value)?, written, filled });
+            rows.push(SourceRow { fields: as_row(i + 1, value)?, written, null_padded });
         }
         Ok(rows)
     }

@@ -3,6 +3,7 @@
 //! serde_json reads numbers of 64 bits, so that 37778931862957161709568, 1e6 and 2.50 would become 3.7778931862957162e22,
 //! 1000000.0 and 2.5 in a prompt or an answer.
 
+use lorakit_format::non_finite_json::string_end;
 use std::ops::Range;
 
 use serde_json::{Number, Value};
@@ -15,12 +16,12 @@ pub(crate) struct SourceValue {
     /// The same value, with a text in place of every number that serde_json would write otherwise; None if there is none.
     pub written: Option<Value>,
     /// Whether it is a row of a file of fixed columns, which fill objects up with nulls at any depth.
-    pub filled: bool,
+    pub null_padded: bool,
 }
 
 impl From<Value> for SourceValue {
     fn from(value: Value) -> Self {
-        SourceValue { value, written: None, filled: false }
+        SourceValue { value, written: None, null_padded: false }
     }
 }
 
@@ -35,7 +36,7 @@ impl SourceValue {
             numbers.iter().filter(|range| is_integer(&text[(*range).clone()])).cloned().collect();
         let value = serde_json::from_str(&quoted(text, &long))?;
         let written = Some(serde_json::from_str(&quoted(text, &numbers))?);
-        Ok(SourceValue { value, written, filled: false })
+        Ok(SourceValue { value, written, null_padded: false })
     }
 }
 
@@ -75,19 +76,6 @@ fn rewritten_numbers(text: &str) -> Vec<Range<usize>> {
         }
     }
     found
-}
-
-/// The position after a string that begins at `start`.
-fn string_end(bytes: &[u8], start: usize) -> usize {
-    let mut at = start + 1;
-    while at < bytes.len() {
-        match bytes[at] {
-            b'"' => return at + 1,
-            b'\\' => at += 2,
-            _ => at += 1,
-        }
-    }
-    bytes.len()
 }
 
 /// The most digits of an integer that always fits 64 bits.

@@ -21,7 +21,7 @@ pub struct ReplyOpening {
 }
 
 impl ReplyOpening {
-    /// That of a row's last reply.
+    /// The opening of a row's last reply, from the chat template.
     ///
     /// # Errors
     /// If the base has no chat template for a conversation, or it refuses the conversation.
@@ -48,7 +48,7 @@ impl ReplyOpening {
         Ok(ReplyOpening { is_reply: true, text })
     }
 
-    /// That of a row whatever the template: reasoning alone.
+    /// Without a template: reasoning alone is no part of an answer.
     pub fn reasoning(row: &Row) -> ReplyOpening {
         ReplyOpening { is_reply: matches!(row.kind, RowKind::Conversation(_)), text: String::new() }
     }

@@ -26,10 +26,9 @@ pub struct LrSchedule {
 
 impl LrSchedule {
     /// A warm-up over `ceil(warmup_ratio * steps)` steps, then `kind`. At least the last step is not part of the warm-up,
-    /// whose first step has rate zero: a single step would change nothing. (transformers has no warm-up by default.)
+    /// whose first step has rate zero: a single step would change nothing.
     pub fn new(kind: LrSchedulerType, warmup_ratio: f64, steps: usize) -> Self {
-        let asked = asked_warmup(warmup_ratio, steps);
-        Self { kind, warmup: Self::shortened_warmup(warmup_ratio, steps).unwrap_or(asked), steps }
+        Self { kind, warmup: asked_warmup(warmup_ratio, steps).min(steps.saturating_sub(1)), steps }
     }
 
     /// The steps of warm-up where the ratio alone would make all steps warm-up.

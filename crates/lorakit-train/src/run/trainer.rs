@@ -49,7 +49,8 @@ impl Trainer<'_> {
         let fields = target.fingerprint_fields(self.config);
         let fingerprint = |job: &Job| {
             let mut fields = fields.clone();
-            // Earlier versions made all steps warm-up, and changed nothing in a single step. Given steps replace the ratio.
+            // A shortened warm-up changes the fingerprint: experts of earlier versions, whose warm-up took every step, do not
+            // count as finished.
             if self.config.warmup_steps.is_none()
                 && let Some(warmup) = LrSchedule::shortened_warmup(self.config.warmup_ratio, job.steps(self.config))
             {

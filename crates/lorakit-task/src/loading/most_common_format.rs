@@ -1,4 +1,4 @@
-//! Which files of a split are read where they are of several formats, and so may hold the same rows.
+//! Which files of a split are read where they are of several formats, and so may hold the same rows: those of the most common.
 
 /// Endings of data files with what `datasets` reads them with, in the order of its choice among equally frequent ones.
 const ENDINGS: [(&str, &str); 6] = [
@@ -13,16 +13,16 @@ const ENDINGS: [(&str, &str); 6] = [
 /// The files of a split that are read: those of the most frequent ending, as Hugging Face's `datasets` decides, and, as there,
 /// those that it reads alike (JSON and JSON lines, CSV and TSV). Of equally frequent endings the first of Parquet, JSON lines,
 /// JSON, CSV, TSV and Arrow counts.
-pub fn of_one_format<T>(files: Vec<T>, name: impl Fn(&T) -> String) -> Vec<T> {
+pub fn of_most_common_format<T>(files: Vec<T>, name: impl Fn(&T) -> String) -> Vec<T> {
     let ending = |file: &T| {
         let name = name(file).to_lowercase();
         let plain = name.strip_suffix(".gz").unwrap_or(&name);
         ENDINGS.iter().position(|(ending, _)| plain.ends_with(ending))
     };
-    let count = |place: usize| files.iter().filter(|file| ending(file) == Some(place)).count();
-    // Of equal counts the last is the largest.
-    let most = (0..ENDINGS.len()).rev().max_by_key(|&place| count(place)).map(|place| ENDINGS[place].1);
-    let is_read = |file: &T| ending(file).map(|place| ENDINGS[place].1) == most;
+    let count = |index: usize| files.iter().filter(|file| ending(file) == Some(index)).count();
+    // Of equal counts, `max_by_key` returns the last.
+    let most = (0..ENDINGS.len()).rev().max_by_key(|&index| count(index)).map(|index| ENDINGS[index].1);
+    let is_read = |file: &T| ending(file).map(|index| ENDINGS[index].1) == most;
     let read: Vec<bool> = files.iter().map(is_read).collect();
     files.into_iter().zip(read).filter_map(|(file, read)| read.then_some(file)).collect()
 }
@@ -32,7 +32,7 @@ mod tests {
     use super::*;
 
     fn read(names: &[&str]) -> Vec<String> {
-        of_one_format(names.iter().map(|name| (*name).to_owned()).collect(), Clone::clone)
+        of_most_common_format(names.iter().map(|name| (*name).to_owned()).collect(), Clone::clone)
     }
 
     #[test]
