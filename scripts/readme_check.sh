@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the commands in README.md, scripts/README.md and benches/README.md to keep them correct.
+# Runs the commands in README.md and the READMEs of scripts, scripts/results and benches to keep them correct.
 #
 # Blocks marked `sh root` run in the checkout. Those marked `sh` run in a separate folder, page by page, as a reader
 # would run them. Blocks marked `sh data` need DATA, a folder with the data that they use, and are skipped without it.
@@ -8,7 +8,7 @@
 # Usage: scripts/readme_check.sh
 set -euo pipefail
 root="$(cd "$(dirname "$0")/.." && pwd)"
-pages=(README.md scripts/README.md benches/README.md)
+pages=(README.md scripts/README.md scripts/results/README.md benches/README.md)
 
 # blocks PAGE MARK: the commands in the blocks whose fence has exactly this mark.
 blocks() {
