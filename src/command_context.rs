@@ -103,7 +103,7 @@ impl CommandContext {
         match self.choice {
             Some(DeviceChoice::Cpu) => Ok(Device::Cpu),
             None if !candle_core::utils::cuda_is_available() => Ok(Device::Cpu),
-            None => Ok(Device::new_cuda(0).unwrap_or_else(|error| {
+            None => Ok(cuda_device(0).unwrap_or_else(|error| {
                 self.output.warn(format!("no GPU can be used, falling back to the CPU: {error}"));
                 Device::Cpu
             })),
@@ -111,7 +111,7 @@ impl CommandContext {
                 bail!("--device cuda: this build has no CUDA support; build with --features cuda, or use --device cpu")
             }
             Some(DeviceChoice::Cuda(index)) => {
-                Device::new_cuda(index).with_context(|| format!("--device cuda:{index}: cannot be used"))
+                cuda_device(index).with_context(|| format!("--device cuda:{index}: cannot be used"))
             }
         }
     }
@@ -142,6 +142,12 @@ impl CommandContext {
         let decoding = if self.exact { TokenPrecision::Exact } else { TokenPrecision::EightBit };
         Ok(lorakit_model::BaseOptions { decoding, ..self.base_options()? })
     }
+}
+
+/// A GPU with one stream for all threads. `Device::new_cuda` gives each thread a stream of its own and orders none after
+/// another, so that a thread could read a tensor that another one's kernels have not written yet.
+fn cuda_device(index: usize) -> candle_core::Result<Device> {
+    Device::new_cuda_with_stream(index)
 }
 
 impl Reporter for CommandContext {

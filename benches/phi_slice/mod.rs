@@ -59,7 +59,8 @@ pub fn set(variable: &str, default: usize) -> usize {
 /// The device that `BENCH_DEVICE` names.
 pub fn device() -> Device {
     match std::env::var("BENCH_DEVICE").as_deref() {
-        Ok("cuda") => Device::new_cuda(0).unwrap(),
+        // One stream for all threads, as in the binary.
+        Ok("cuda") => Device::new_cuda_with_stream(0).unwrap(),
         Err(_) | Ok("cpu") => Device::Cpu,
         Ok(other) => panic!("BENCH_DEVICE={other}: expected cpu or cuda"),
     }

@@ -13,9 +13,10 @@ const PATIENCE: Duration = Duration::from_micros(200);
 
 /// Runs `op` on a thread of the pool, which would otherwise have to be woken up by each of its parallel regions, while the
 /// other threads wait for those. A caller within the pool is one of several that share its threads: those are not asked to
-/// wait.
-pub(crate) fn with_awake_threads<R: Send>(op: impl FnOnce() -> R + Send) -> R {
-    if rayon::current_thread_index().is_some() {
+/// wait. On a GPU, `op` stays on the caller's thread: it has no such regions, and a thread may have a CUDA stream of its own,
+/// whose results another one would read before they are there.
+pub(crate) fn with_awake_threads<R: Send>(on_cpu: bool, op: impl FnOnce() -> R + Send) -> R {
+    if !on_cpu || rayon::current_thread_index().is_some() {
         // A thread without work would take the waiting of each of the others, one within another: deeper than its stack
         // where there are many threads.
         return op();
@@ -71,7 +72,7 @@ mod tests {
     fn results_come_back_and_threads_that_wait_for_each_other_go_on() {
         let sum = || (0..1000u64).into_par_iter().map(|i| i * i).sum::<u64>();
         let expected = (0..1000u64).map(|i| i * i).sum::<u64>();
-        let nested = || with_awake_threads(|| with_awake_threads(sum) + with_awake_threads(sum));
+        let nested = || with_awake_threads(true, || with_awake_threads(true, sum) + with_awake_threads(true, sum));
         let sums: Vec<Option<u64>> = std::thread::scope(|scope| {
             let callers: Vec<_> = (0..50).map(|_| scope.spawn(nested)).collect();
             callers.into_iter().map(|caller| caller.join().ok()).collect()
@@ -89,7 +90,7 @@ mod tests {
             let barrier = Barrier::new(2);
             let caller = || {
                 barrier.wait();
-                let pending = with_awake_threads(|| pool.current_thread_has_pending_tasks());
+                let pending = with_awake_threads(true, || pool.current_thread_has_pending_tasks());
                 barrier.wait();
                 pending
             };
@@ -103,7 +104,13 @@ mod tests {
     }
 
     #[test]
+    fn work_of_a_gpu_stays_on_the_thread_whose_stream_it_uses() {
+        let caller = std::thread::current().id();
+        assert_eq!(with_awake_threads(false, || std::thread::current().id()), caller);
+    }
+
+    #[test]
     fn a_panic_ends_the_waiting() {
-        assert!(std::panic::catch_unwind(|| with_awake_threads(|| panic!("as a test"))).is_err());
+        assert!(std::panic::catch_unwind(|| with_awake_threads(true, || panic!("as a test"))).is_err());
     }
 }

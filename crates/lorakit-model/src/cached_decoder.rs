@@ -205,7 +205,7 @@ impl<'a> CachedDecoder<'a> {
     /// # Errors
     /// If a sequence has no room for its tokens.
     pub fn forward(&mut self, appended: &[(usize, &[u32])], precision: TokenPrecision) -> Result<Tensor> {
-        with_awake_threads(|| self.states(appended, precision))
+        with_awake_threads(self.base.device().is_cpu(), || self.states(appended, precision))
     }
 
     fn states(&mut self, appended: &[(usize, &[u32])], precision: TokenPrecision) -> Result<Tensor> {
@@ -247,7 +247,7 @@ impl<'a> CachedDecoder<'a> {
                 );
             }
         }
-        with_awake_threads(|| {
+        with_awake_threads(self.base.device().is_cpu(), || {
             let precision = self.base.decoding();
             let is_decoded = |at: &usize| precision != TokenPrecision::Exact && self.is_decoded(appended[*at]);
             let (decoded, read): (Vec<usize>, Vec<usize>) = (0..appended.len()).partition(is_decoded);

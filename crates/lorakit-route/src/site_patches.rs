@@ -20,7 +20,7 @@ pub(crate) fn site_patches(
     let touched: Vec<(usize, &Site, &Stack)> = experts.all_stacks().collect();
     let made = ordered_results(touched.into_par_iter().map(|(index, site, stack)| -> Result<_> {
         let made = (index, site, stack, make(index, site, stack)?);
-        // A GPU gives each thread a stream of its own; what another thread launches next needs this one to be done.
+        // `Device::new_cuda` gives each thread a stream of its own: what others launch next needs this one to be done.
         stack.device().synchronize()?;
         Ok(made)
     }))?;

@@ -137,7 +137,7 @@ impl Stack {
             SiteRole::Embedding => (Tensor::eye(rows, DType::F32, &self.device)?, Some(a.t()?.contiguous()?)),
             _ => (a, None),
         };
-        // A GPU gives each thread a stream of its own; what another thread launches next needs this one to be done.
+        // `Device::new_cuda` gives each thread a stream of its own: what others launch next needs this one to be done.
         self.device.synchronize()?;
         Ok(Stacked { a, b, table })
     }
