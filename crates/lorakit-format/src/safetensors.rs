@@ -3,9 +3,12 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::error::Error;
+use std::fs::File;
+use std::io::{BufWriter, IntoInnerError, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use ::safetensors::tensor::{Metadata, TensorInfo};
 pub use ::safetensors::{Dtype, View};
 use ::safetensors::{SafeTensorError, SafeTensors};
 
@@ -15,6 +18,9 @@ use crate::mmap::FileBytes;
 
 /// The length of the header's length, which a file starts with.
 const LENGTH_PREFIX: usize = 8;
+
+/// The longest header that safetensors reads.
+const MAX_HEADER: usize = 100_000_000;
 
 /// A safetensors file whose header was read and checked; no tensor's bytes were touched.
 #[derive(Clone, Debug)]
@@ -166,9 +172,40 @@ pub fn write_file<S: AsRef<str> + Ord + std::fmt::Display, V: View>(
     tensors: impl IntoIterator<Item = (S, V)>,
     metadata: HashMap<String, String>,
 ) -> Result<(), FormatError> {
-    write_file_by(path, |temporary| {
-        ::safetensors::serialize_to_file(tensors, Some(metadata), temporary).map_err(writing_error)
-    })
+    write_file_by(path, |temporary| write_into(temporary, tensors, metadata).map_err(writing_error))
+}
+
+/// Writes a safetensors file tensor by tensor into the file at `path`, and nothing beside it: `serialize_to_file` writes a
+/// temporary file of its own there, which nobody removes if the process is killed. The bytes are the same.
+///
+/// # Errors
+/// If a tensor cannot be serialized, or the file cannot be written.
+pub fn write_into<S: AsRef<str> + Ord + std::fmt::Display, V: View>(
+    path: &Path,
+    tensors: impl IntoIterator<Item = (S, V)>,
+    metadata: HashMap<String, String>,
+) -> Result<(), SafeTensorError> {
+    let mut tensors: Vec<(S, V)> = tensors.into_iter().collect();
+    // As safetensors orders them: by alignment, then by name.
+    tensors.sort_by(|(a, one), (b, other)| other.dtype().cmp(&one.dtype()).then(a.cmp(b)));
+    let mut end = 0;
+    let info = |(name, tensor): &(S, V)| {
+        let start = end;
+        end += tensor.data_len();
+        let info = TensorInfo { dtype: tensor.dtype(), shape: tensor.shape().to_vec(), data_offsets: (start, end) };
+        (name.to_string(), info)
+    };
+    let infos = tensors.iter().map(info).collect();
+    let mut json = serde_json::to_vec(&Metadata::new(Some(metadata), infos)?)?;
+    json.resize(json.len().next_multiple_of(LENGTH_PREFIX), b' ');
+    if json.len() > MAX_HEADER {
+        return Err(SafeTensorError::HeaderTooLarge);
+    }
+    let mut out = BufWriter::with_capacity(1 << 20, File::create(path)?);
+    out.write_all(&(json.len() as u64).to_le_bytes())?;
+    out.write_all(&json)?;
+    tensors.iter().try_for_each(|(_, tensor)| out.write_all(&tensor.data()))?;
+    out.into_inner().map(drop).map_err(|error| IntoInnerError::into_error(error).into())
 }
 
 /// Why a file could not be written: an I/O error itself, whose text safetensors' error repeats.
@@ -194,6 +231,52 @@ mod tests {
         assert_eq!((&file.tensor("a.b").unwrap().shape[..], file.data().len()), (&[2, 3][..], 34));
         let entry = file.tensor("c").unwrap();
         assert_eq!((entry.dtype, &entry.shape[..], file.metadata()["format"].as_str()), (Dtype::BF16, &[5][..], "pt"));
+    }
+
+    /// Two numbers that look around while they are written.
+    struct Witness<'a>(&'a Path);
+
+    impl View for Witness<'_> {
+        fn dtype(&self) -> Dtype {
+            Dtype::U8
+        }
+
+        fn shape(&self) -> &[usize] {
+            &[2]
+        }
+
+        fn data(&self) -> Cow<'_, [u8]> {
+            let name = |entry: std::io::Result<std::fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
+            let names: Vec<String> = std::fs::read_dir(self.0).unwrap().map(name).collect();
+            assert!(names.iter().all(|name| name.starts_with(".new-")), "recovery would not find them: {names:?}");
+            (&[1, 2]).into()
+        }
+
+        fn data_len(&self) -> usize {
+            2
+        }
+    }
+
+    #[test]
+    fn a_file_being_written_has_a_name_that_recovery_knows() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("w.safetensors");
+        write_file(&path, [("a", Witness(folder.path()))], HashMap::new()).unwrap();
+        assert_eq!(SafetensorsFile::open(&path).unwrap().data(), [1, 2]);
+    }
+
+    #[test]
+    fn bytes_are_those_that_safetensors_writes() {
+        let (wide, narrow, folder) = ([1u8; 24], [2u8; 6], tempfile::tempdir().unwrap());
+        let views = || {
+            let view = |dtype, shape: &[usize], bytes| TensorView::new(dtype, shape.to_vec(), bytes).unwrap();
+            let numbers = view(Dtype::F32, &[3, 2], &wide);
+            [("z", view(Dtype::F16, &[3], &narrow[..])), ("é\"b", numbers.clone()), ("a", numbers)]
+        };
+        let metadata = HashMap::from([("state".to_owned(), "{\"step\":1}".to_owned())]);
+        let path = folder.path().join("w.safetensors");
+        write_into(&path, views(), metadata.clone()).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), ::safetensors::serialize(views(), Some(metadata)).unwrap());
     }
 
     #[test]

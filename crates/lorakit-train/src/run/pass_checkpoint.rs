@@ -5,7 +5,7 @@ use crate::optim::parameter::Parameter;
 use crate::pass::Pass;
 use crate::run::expert_progress::ExpertProgress;
 use candle_core::{Device, Tensor};
-use lorakit_format::safetensors::{SafetensorsFile, TensorEntry};
+use lorakit_format::safetensors::{SafetensorsFile, TensorEntry, write_into};
 use lorakit_format::{FormatError, atomic};
 use safetensors::{Dtype, View};
 use serde::{Deserialize, Serialize};
@@ -72,7 +72,7 @@ pub(crate) fn save(pass: &Pass, path: &Path, ensure_held: &dyn Fn() -> Result<()
     let metadata = HashMap::from([("state".to_string(), serde_json::to_string(&state)?)]);
     // Tensor by tensor: a second copy of all weights of a base might not fit into memory.
     Ok(atomic::write_file_by(path, |temporary| -> Result<(), BoxError> {
-        safetensors::serialize_to_file(tensors, Some(metadata), temporary)?;
+        write_into(temporary, tensors, metadata)?;
         Ok(ensure_held()?)
     })?)
 }
