@@ -99,10 +99,10 @@ pub fn add_all(to: AddTarget, mut experts: NewExperts, skip: bool, context: &Com
     }
     experts.accepted.iter().try_for_each(|expert| print_warnings(expert, base, context))?;
     let library = Library::open_or_create(to.root, identity)?;
-    let _lock = match base {
+    let library = library.guarded_by(&[&match base {
         Some(base) => lock_for(&library, base, context)?,
         None => lock(&library, context)?,
-    };
+    }]);
     // Another process may have created or changed it meanwhile.
     refuse_incompatible(&mut experts, &library)?;
     experts.ensure_accepted(skip)?;

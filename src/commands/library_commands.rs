@@ -44,7 +44,7 @@ pub fn run(command: LibraryCommand, context: &CommandContext) -> Result<()> {
 
 fn rm(args: &ExpertNames, context: &CommandContext) -> Result<()> {
     let library = Library::open(&args.library)?;
-    let _lock = lock(&library, context)?;
+    let library = library.guarded_by(&[&lock(&library, context)?]);
     // A missing name is reported before anything is removed.
     args.names.iter().try_for_each(|name| library.expert_folder(name).map(|_| ()))?;
     args.names.iter().collect::<BTreeSet<_>>().into_iter().try_for_each(|name| library.remove(name))?;

@@ -68,7 +68,7 @@ fn train(setup: &Setup, root: &Path, plans: &[TrainingPlan], context: &CommandCo
     };
     let jobs = jobs(plans, &setup.config, &train)?;
     let library = Library::open_or_create(root, Some(setup.base.identity()))?;
-    let _lock = lock_for(&library, &setup.base, context)?;
+    let library = library.guarded_by(&[&lock_for(&library, &setup.base, context)?]);
     let TrainingHooks { stop, mut on_event } = context.training();
     let (base, library, config) = (&setup.base, &library, &setup.config);
     let trainer = Trainer { base, library, config, seed: context.seed, restart: false, part: None, stop: &stop };

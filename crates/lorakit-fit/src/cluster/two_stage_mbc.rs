@@ -68,7 +68,8 @@ pub fn two_stage_mbc(
     let private_library = Library::open_or_create(&root, Some(context.base.identity()))?;
     // A part locks the library itself, for moments.
     let lock = || lock_for(&private_library, context.base, context.reporter);
-    let _lock = context.part.is_none().then(lock).transpose()?;
+    let lock = context.part.is_none().then(lock).transpose()?;
+    let private_library = private_library.guarded_by(&lock.iter().collect::<Vec<_>>());
     context.reporter.status("experts per task:");
     let private = context.train(TrainedKind::Experts, &private_library, &private_plans(tasks), &first)?;
     if !private.is_complete() || !private.summary.missing_elsewhere.is_empty() {
