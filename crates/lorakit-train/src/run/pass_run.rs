@@ -56,10 +56,16 @@ impl PassRun<'_, '_> {
             let shared_end = !step.ended.is_empty() && (pass.is_running() || step.ended.len() > 1);
             let every = run.trainer.config.save_steps;
             let due = every > 0 && step.step.is_multiple_of(every);
-            if shared_end || (due && pass.is_running()) {
-                self.save_checkpoint(&pass, &path)?;
+            let first = shared_end || (due && pass.is_running());
+            // On a full disk there may be room for the experts where there is none for the checkpoint, and the other way
+            // round: what can be kept is kept.
+            let saved = if first { self.save_checkpoint(&pass, &path) } else { Ok(()) };
+            let stored = self.save_finished(&pass, step.ended);
+            if stored.is_err() && !first {
+                // The experts of this step are stored from it by the next run. Why it fails, they have said.
+                let _ = self.save_checkpoint(&pass, &path);
             }
-            self.save_finished(&pass, step.ended)?;
+            saved.and(stored)?;
         }
         // The checkpoint of failed experts keeps the reasons for the next run.
         match pass.progress().iter().any(|progress| progress.failure.is_some()) {
