@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, anyhow};
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError};
 use hf_hub::{Repo, RepoType};
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// The files that are needed of a repository.
@@ -181,8 +182,11 @@ impl RemoteSnapshot<'_> {
             let linked = fs::copy(blobs.join(blob), path).map(|_| ());
             linked
         };
-        link().with_context(|| format!("{}: cannot be linked", path.display()))?;
-        Ok(true)
+        match link() {
+            // Another process has linked it since, to the same content.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists && path.exists() => Ok(true),
+            linked => linked.map(|()| true).with_context(|| format!("{}: cannot be linked", path.display())),
+        }
     }
 
     /// Its files, the first of them where there are many.
