@@ -78,11 +78,12 @@ pub fn write(resolved: &ResolvedBase, folder: &Path) -> Result<()> {
 fn copy(source: &Path, folder: &Path) -> Result<()> {
     for path in model_files(source)? {
         let (from, to) = (source.join(&path), folder.join(&path));
-        let copy = || {
+        let copy = || -> Result<()> {
             if let Some(parent) = to.parent() {
                 std::fs::create_dir_all(parent)?;
             }
-            std::fs::copy(&from, &to)
+            // Synced to disk, as all of a folder must be that is renamed when it is complete.
+            Ok(write_file(&to, &std::fs::read(&from)?)?)
         };
         copy().with_context(|| format!("{}: cannot be copied", from.display()))?;
     }
