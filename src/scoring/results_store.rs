@@ -135,15 +135,22 @@ impl ResultsStore {
             results.config[EARLIER] = serde_json::to_value(&earlier)?;
         }
         lock.ensure_held()?;
-        let samples = folder.join(samples_file(router, task));
-        if self.log_samples {
-            write_file(&samples, samples_jsonl(&scores.samples)?.as_bytes())?;
-        } else if samples.exists() {
-            // They are of the scores that are replaced.
-            std::fs::remove_file(&samples).with_context(|| format!("{}: cannot be removed", samples.display()))?;
-        }
-        Ok(write_file(&path, results.to_json()?.as_bytes())?)
+        let samples = self.log_samples.then(|| samples_jsonl(&scores.samples)).transpose()?;
+        let write_results = || Ok(write_file(&path, results.to_json()?.as_bytes())?);
+        replace_with_samples(&folder.join(samples_file(router, task)), samples.as_deref(), write_results)
     }
+}
+
+/// Replaces results and their samples in an order in which a killed process leaves no samples beside the scores of another
+/// run: at worst there are none.
+fn replace_with_samples(path: &Path, samples: Option<&str>, write_results: impl FnOnce() -> Result<()>) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("{}: cannot be removed", path.display()));
+        }
+        _ => write_results()?,
+    }
+    samples.map_or(Ok(()), |samples| Ok(write_file(path, samples.as_bytes())?))
 }
 
 /// The results of earlier runs; empty if there is no file.
@@ -162,6 +169,25 @@ mod tests {
     use super::*;
     use lorakit_eval::TruncatedRows;
     use std::fs;
+
+    #[test]
+    fn samples_are_of_the_scores_beside_them_at_every_moment() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("samples.jsonl");
+        fs::write(&path, "old").unwrap();
+        let killed = |then: bool| {
+            replace_with_samples(&path, Some("new"), || {
+                assert!(!path.exists(), "they are of other scores");
+                ensure!(then, "killed");
+                Ok(())
+            })
+        };
+        assert!(killed(false).is_err() && !path.exists());
+        killed(true).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
+        replace_with_samples(&path, None, || Ok(())).unwrap();
+        assert!(!path.exists());
+    }
 
     #[test]
     fn a_lease_of_a_killed_process_is_waited_for_once() {
