@@ -83,6 +83,10 @@ impl TokenBatch {
 
     /// The hidden states that predict the targets, `[targets, d]`, out of all, `[tokens, d]`.
     pub fn target_states(&self, h: &Tensor) -> Result<Tensor> {
+        if self.targets.is_empty() {
+            // A GPU launches no kernel of no elements.
+            return h.narrow(0, 0, 0);
+        }
         h.index_select(&self.target_indices(h.device())?, 0)
     }
 

@@ -25,7 +25,7 @@ use crate::method_settings::{Settings, defaults, read, write};
 use crate::mixing::Mixing;
 use crate::prompt::prompt_router::{PromptPass, PromptRouter};
 use crate::router::{Router, RouterContext};
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use lorakit_adapter::LowRank;
 use lorakit_lora::{Outputs, Patch, Patches, Projection, SequenceBatch, Site, SiteRole};
 use serde::{Deserialize, Serialize};
@@ -163,7 +163,11 @@ impl Patch for LastTokens {
     fn add(&self, x: &Tensor, rows: &SequenceBatch, _: &mut Outputs) -> candle_core::Result<()> {
         let last = rows.iter().filter(|row| row.len > 0).map(|row| (row.tokens().end - 1) as u32);
         let last: Vec<u32> = last.collect();
-        let x = x.detach().index_select(&Tensor::from_slice(&last, last.len(), x.device())?, 0)?;
+        let x = match last.is_empty() {
+            // A GPU launches no kernel of no elements.
+            true => Tensor::zeros((0, x.dim(1)?), DType::F32, &Device::Cpu)?,
+            false => x.detach().index_select(&Tensor::from_slice(&last, last.len(), x.device())?, 0)?,
+        };
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(x.to_dtype(DType::F32)?);
         Ok(())
     }
@@ -191,7 +195,11 @@ impl PromptPass for QueryPass {
 impl QueryExperts {
     /// The weights of all experts by the inputs `h`, `[rows, in]`.
     fn weights(&self, h: &Tensor) -> Result<Vec<Arc<[f32]>>> {
-        let (rows, z) = (h.dim(0)?, h.matmul(&self.a.t()?)?);
+        let rows = h.dim(0)?;
+        if rows == 0 {
+            return Ok(Vec::new());
+        }
+        let z = h.matmul(&self.a.t()?)?;
         let (mut start, mut scores) = (0, vec![Vec::with_capacity(self.b.len()); rows]);
         for (_, b) in &self.b {
             let (rank, output) = b.dims2()?;
