@@ -24,8 +24,21 @@ pub(crate) const PART: &str = "part-";
 /// The file that is locked while the library is changed.
 pub(crate) const LOCK_FILE: &str = ".lock";
 
+/// The file that makes all locks below its folder leases.
+const LEASE_FILE: &str = ".lease";
+
 /// All that is written in a library's folder but the index, which a rename puts in place, over a link too.
 const ENTRIES: [&str; 5] = [EXPERTS, MODELS, ROUTERS, RUNS, LOCK_FILE];
+
+/// The folder whose `.lease` decides on the kind of locks of the library at `root`: its own, or that of the library that it
+/// is in, as the one of the experts per task of `--mbc` is, where only that has one.
+pub(crate) fn lease_root(root: &Path) -> &Path {
+    let has_lease = |folder: &Path| folder.join(LEASE_FILE).is_file();
+    match root.parent() {
+        Some(parent) if !has_lease(root) && has_lease(parent) && parent.join(INDEX_FILE).is_file() => parent,
+        _ => root,
+    }
+}
 
 /// Refuses a library that has a link among its entries.
 pub(crate) fn refuse_links(root: &Path) -> Result<()> {

@@ -13,7 +13,7 @@ use std::time::Duration;
 use lorakit_format::{FolderLock, LockAttempt};
 
 use crate::error::Result;
-use crate::library::library_layout::{LOCK_FILE, PART, RUNS, refuse_link, subfolder_names};
+use crate::library::library_layout::{LOCK_FILE, PART, RUNS, lease_root, refuse_link, subfolder_names};
 
 /// The right to change a library or a part of a run, released when its last clone is dropped or when the process ends.
 #[derive(Clone, Debug)]
@@ -109,7 +109,7 @@ fn try_recovered(library: &mut LockAttempt, recover: &Recover) -> Result<Option<
 
 fn attempt(root: &Path, folder: &Path) -> Result<LockAttempt> {
     refuse_link(&folder.join(LOCK_FILE))?;
-    Ok(LockAttempt::new(root, folder))
+    Ok(LockAttempt::new(lease_root(root), folder))
 }
 
 /// The folders of the parts of all runs.

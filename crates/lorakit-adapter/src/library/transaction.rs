@@ -10,7 +10,7 @@ use crate::adapter::Adapter;
 use crate::error::{AdapterError, Result, Within};
 use crate::library::expert_record::ExpertRecord;
 use crate::library::json_file::{read_json, write_json};
-use crate::library::library_layout::{EXPERTS, MODELS, PART, RUNS, refuse_link, refuse_links};
+use crate::library::library_layout::{EXPERTS, MODELS, PART, RUNS, lease_root, refuse_link, refuse_links};
 use crate::library::library_lock::{self, KeepWaiting, LibraryLock};
 use crate::library::library_store::Library;
 
@@ -85,7 +85,7 @@ impl Library {
     /// # Errors
     /// If the file that says how long locks outlive such a process cannot be read or written.
     pub fn takeover_time(&self) -> Result<Option<Duration>> {
-        Ok(lorakit_format::takeover_time(self.root())?)
+        Ok(lorakit_format::takeover_time(lease_root(self.root()))?)
     }
 
     /// Waits for the lock of the part `part` of the run `id`, whose folder is created, and of the library itself. The

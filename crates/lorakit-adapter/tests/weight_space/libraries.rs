@@ -285,6 +285,22 @@ fn a_library_whose_lock_was_taken_over_changes_nothing() {
 }
 
 #[test]
+fn the_lease_file_of_a_library_holds_for_a_library_in_it() {
+    let temporary = tempfile::tempdir().unwrap();
+    let open = |folder: &Path| Library::open_or_create(folder, None).unwrap();
+    let outer = open(temporary.path());
+    let inner = open(&outer.root().join("private"));
+    assert_eq!(inner.takeover_time().unwrap(), None);
+    fs::write(outer.root().join(".lease"), "60\n").unwrap();
+    assert!(inner.takeover_time().unwrap().is_some());
+    let held = inner.lock().unwrap();
+    assert!(inner.root().join(".lease-1").is_file() && inner.try_lock().unwrap().is_none());
+    drop(held);
+    fs::write(inner.root().join(".lease"), "5\n").unwrap();
+    assert!(inner.takeover_time().unwrap().unwrap() < std::time::Duration::from_secs(10), "its own comes first");
+}
+
+#[test]
 fn the_next_writer_recovers_from_a_killed_one() {
     let temporary = tempfile::tempdir().unwrap();
     let library = Library::open_or_create(temporary.path(), None).unwrap();
