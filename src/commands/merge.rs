@@ -221,7 +221,7 @@ impl MergeArgs {
             None => merge.merge(&experts, &coefficients)?,
         };
         let calibration = self.calibrate.as_ref().map(ToString::to_string);
-        let record = MergeRecord::new(merge.to_string(), library, &names, &weights)?.calibrated_by(calibration);
+        let record = MergeRecord::new(merge.to_string(), library, &experts, &weights)?.calibrated_by(calibration);
         Ok(MadeMerge { experts, merged, record })
     }
 

@@ -44,15 +44,14 @@ impl MergeRecipe {
     ) -> Result<Self> {
         let (record, experts) = match read_merge_record(folder)? {
             _ if !typed.weights.is_empty() => {
-                let names = merge::experts(library, typed.experts)?;
-                let merged: Vec<String> = names.iter().map(|expert| expert.name.clone()).collect();
+                let experts = merge::experts(library, typed.experts)?;
                 ensure!(
-                    merged.len() == typed.weights.len(),
+                    experts.len() == typed.weights.len(),
                     "{} for {}: expected one each",
                     pluralize(typed.weights.len(), "weight"),
-                    pluralize(merged.len(), "expert")
+                    pluralize(experts.len(), "expert")
                 );
-                (MergeRecord::new(Concatenation.to_string(), library, &merged, typed.weights)?, names)
+                (MergeRecord::new(Concatenation.to_string(), library, &experts, typed.weights)?, experts)
             }
             Some(record) if typed.experts.is_empty() => {
                 let experts = merge::experts(library, &record.names())?;

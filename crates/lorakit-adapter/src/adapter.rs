@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use lorakit_format::hash::sha256;
 use lorakit_format::mmap::FileBytes;
 
 use crate::base_module::{BaseModule, ModuleKind};
@@ -193,14 +194,29 @@ impl Adapter {
 
     /// Releases the memory that weights in mapped files take; they are read from the file again when next needed.
     pub fn release_pages(&self) {
-        let mut files: Vec<&FileBytes> = Vec::new();
-        for file in self.modules.values().flat_map(|update| [update.a().file(), update.b().file()]).flatten() {
+        self.files().into_iter().flatten().for_each(FileBytes::release_pages);
+    }
+
+    /// The SHA-256 of the weights file that was read, even if another has been put in its place since. None of weights that
+    /// are not all in one file: some are in memory or in other shards.
+    pub fn file_sha256(&self) -> Option<String> {
+        let [Some(file)] = self.files()[..] else { return None };
+        let hash = sha256(file);
+        file.release_pages();
+        Some(hash)
+    }
+
+    /// The files that the weights are in, each once; None stands for weights in memory.
+    fn files(&self) -> Vec<Option<&FileBytes>> {
+        let start = |file: &Option<&FileBytes>| file.map(|file| file.as_ptr());
+        let mut files: Vec<Option<&FileBytes>> = Vec::new();
+        for file in self.modules.values().flat_map(|update| [update.a().file(), update.b().file()]) {
             // There is nearly always one.
-            if !files.iter().any(|known| std::ptr::eq(known.as_ptr(), file.as_ptr())) {
+            if !files.iter().any(|known| start(known) == start(&file)) {
                 files.push(file);
             }
         }
-        files.into_iter().for_each(|file| file.release_pages());
+        files
     }
 
     /// The number of values in all its matrices.

@@ -1,11 +1,12 @@
 //! The record beside a merged adapter or base: enough to repeat the merge and compare.
 
 use crate::error::{Result, WithContext as _};
+use crate::open_library::weights_sha256;
 use crate::record_file::{parse_json, read_record, record_beside};
 use crate::trained_encoding::{encoding_settings, trained_encoding};
 use lorakit_adapter::{BaseIdentity, ExpertRecord, Library, MODEL_RECORD_FILE, OpaqueRecord, TaskRecord};
-use lorakit_route::LibraryStack;
 use lorakit_route::merge::{Coefficients, MergeMethod};
+use lorakit_route::{Expert, LibraryStack};
 use lorakit_task::RowEncoding;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -102,11 +103,12 @@ impl MergeRecord {
     ///
     /// # Errors
     /// Where an expert's weights cannot be read.
-    pub fn new(method: String, library: &Library, names: &[String], weights: &[f64]) -> Result<Self> {
-        let expert = |(name, weight): (&String, &f64)| {
-            Ok(MergedExpert { name: name.clone(), weight: *weight, sha256: library.weights_sha256(name)? })
+    pub fn new(method: String, library: &Library, experts: &[Expert], weights: &[f64]) -> Result<Self> {
+        let expert = |(expert, weight): (&Expert, &f64)| {
+            let sha256 = weights_sha256(library, expert)?;
+            Ok(MergedExpert { name: expert.name.clone(), weight: *weight, sha256 })
         };
-        let experts = names.iter().zip(weights).map(expert).collect::<Result<_>>()?;
+        let experts = experts.iter().zip(weights).map(expert).collect::<Result<_>>()?;
         Ok(Self { method, calibration: None, experts, module_weights: BTreeMap::new(), fit: None })
     }
 
@@ -129,7 +131,7 @@ impl MergeRecord {
             true => coefficients.at("").to_vec(),
             false => (0..experts.len()).map(mean).collect(),
         };
-        let record = Self::new(merge.to_string(), library, experts.names(), &weights)?;
+        let record = Self::new(merge.to_string(), library, experts.experts(), &weights)?;
         Ok(Self { module_weights: of_modules.clone(), fit: Some(fit), ..record })
     }
 

@@ -2,7 +2,7 @@
 
 use crate::error::{FitError, Result, WithContext as _};
 use crate::record_file::record_beside;
-use lorakit_adapter::{Adapter, BaseModule, ExpertRecord, Library, OpaqueRecord, TaskRecord};
+use lorakit_adapter::{Adapter, BaseModule, ExpertRecord, ExpertWeights, Library, OpaqueRecord, TaskRecord};
 use lorakit_model::Base;
 use lorakit_route::{Expert, LibraryStack};
 use rayon::prelude::*;
@@ -53,6 +53,25 @@ impl OpenLibrary {
         self.experts.names().iter().map(String::as_str).zip(self.records.iter().map(Option::as_ref))
     }
 
+    /// The hashes of the experts' weights as they were read.
+    ///
+    /// # Errors
+    /// As [`OpenLibrary::weights_sha256`].
+    pub fn expert_weights(&self) -> Result<Vec<ExpertWeights>> {
+        let of = |expert: &Expert| {
+            Ok(ExpertWeights { name: expert.name.clone(), sha256: weights_sha256(&self.library, expert)? })
+        };
+        self.experts.experts().iter().map(of).collect()
+    }
+
+    /// The SHA-256 of the weights of the expert `name` as they were read: another process may have replaced it since.
+    ///
+    /// # Errors
+    /// Where there is no such expert, or its weights cannot be read.
+    pub fn weights_sha256(&self, name: &str) -> Result<String> {
+        weights_sha256(&self.library, &self.experts.experts()[self.experts.index(name)?])
+    }
+
     /// The tasks that these experts were trained on, directly or through the experts that they were made from.
     pub fn seen(&self, experts: impl IntoIterator<Item = usize>) -> Vec<TaskRecord> {
         let mut seen = Vec::new();
@@ -75,6 +94,15 @@ pub fn recorded_tasks(library: &Library) -> Result<Vec<(String, Vec<String>)>> {
     let names = library.expert_names()?.into_par_iter();
     let read: Vec<Result<_>> = names.map(|name| Ok((name.clone(), library.task_names(&name)?))).collect();
     read.into_iter().collect()
+}
+
+/// The SHA-256 of the weights file of an expert of a library: of the mapped one, or of the one in the library where the
+/// weights are in memory.
+pub(crate) fn weights_sha256(library: &Library, expert: &Expert) -> Result<String> {
+    match expert.adapter.file_sha256() {
+        Some(hash) => Ok(hash),
+        None => Ok(library.weights_sha256(&expert.name)?),
+    }
 }
 
 /// An expert of a library, with the paths of a base of these modules, and its record.

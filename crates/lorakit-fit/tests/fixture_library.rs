@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use lorakit_fit::router::{build_router, depends_on_task};
-use lorakit_fit::{FitContext, FitError, OpenLibrary, Reporter, TrainingHooks};
+use lorakit_fit::{FitContext, FitError, MergeRecord, OpenLibrary, Reporter, TrainingHooks};
 use lorakit_model::{Base, BaseOptions};
 use lorakit_route::parse_router;
 use lorakit_task::{Task, Tokenizer};
@@ -65,6 +65,27 @@ fn a_cached_router_is_not_fitted_again() {
         assert!((0..base.sites().len()).any(|site| built.patches.at(site).is_some()));
         assert_eq!(fits.0.get(), 1);
     }
+}
+
+#[test]
+fn a_state_fitted_to_replaced_experts_is_not_that_of_the_new_ones() {
+    let (base, folder) = (pico(), tempfile::tempdir().unwrap());
+    copy(&repository("tests/fixtures/library_0.1"), folder.path());
+    let opened = OpenLibrary::open(folder.path(), &base, &[]).unwrap();
+    let before = opened.library.weights_sha256("join_dash").unwrap();
+    // As another process does that trains it again.
+    let (other, record) = (opened.library.adapter("shift_up1").unwrap(), opened.library.record("join_dash").unwrap());
+    opened.library.replace("join_dash", &other, record.as_ref()).unwrap();
+    assert_ne!(opened.library.weights_sha256("join_dash").unwrap(), before);
+    assert_eq!(opened.weights_sha256("join_dash").unwrap(), before, "of what was read");
+    let merged = MergeRecord::new("uniform".to_owned(), &opened.library, opened.experts.experts(), &[0.5, 0.5]);
+    assert_eq!(merged.unwrap().experts[0].sha256, before);
+
+    let (fits, router) = (Fits::default(), parse_router("cm:rows=2").unwrap());
+    build_router(&context(&base, &opened, &fits), &*router, None, None).unwrap();
+    let reopened = OpenLibrary::open(folder.path(), &base, &[]).unwrap();
+    build_router(&context(&base, &reopened, &fits), &*router, None, None).unwrap();
+    assert_eq!(fits.0.get(), 2);
 }
 
 fn copy(from: &Path, to: &Path) {

@@ -26,7 +26,7 @@ pub(super) fn record(context: &TrainContext, opened: &OpenLibrary, job: &Job, lo
 
 /// What decides the adapter, and is hashed.
 pub(super) fn identity(context: &TrainContext, method: &str, opened: &OpenLibrary, rows: &[Example]) -> Result<Value> {
-    let expert = |name: &String| Ok(json!({ "name": name, "sha256": opened.library.weights_sha256(name)? }));
+    let expert = |name: &String| Ok(json!({ "name": name, "sha256": opened.weights_sha256(name)? }));
     let mut identity = json!({
         "method": method,
         "base": context.base.identity().fingerprint,

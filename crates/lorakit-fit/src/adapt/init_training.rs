@@ -76,7 +76,7 @@ pub(super) struct SourceExpert {
 impl SourceExpert {
     /// The expert of a library.
     pub fn of(opened: &OpenLibrary, name: &str) -> Result<Self> {
-        Ok(Self { name: name.to_owned(), sha256: opened.library.weights_sha256(name)? })
+        Ok(Self { name: name.to_owned(), sha256: opened.weights_sha256(name)? })
     }
 }
 

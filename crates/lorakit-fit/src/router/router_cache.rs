@@ -47,7 +47,8 @@ struct StateOrigin {
 }
 
 impl CacheKey {
-    /// The key of `router` fitted to `rows`. Hashes the weights of every expert.
+    /// The key of `router` fitted to `rows`. Hashes the weights of every expert as they were read: a state that is fitted to
+    /// them does not get the key of experts that have replaced them since.
     pub fn new(router: &dyn Router, rows: &TrainingRows) -> Result<Self> {
         let (info, base) = (router.info(), rows.base());
         let origin = StateOrigin {
@@ -61,7 +62,7 @@ impl CacheKey {
             formulas: info.version,
             dtype: base.dtype_override().map(|dtype| dtype.as_str().to_owned()),
         };
-        Self::of(info.name, rows.library().expert_weights(rows.experts().names())?, origin)
+        Self::of(info.name, rows.expert_weights()?, origin)
     }
 
     fn of(router: &str, experts: Vec<ExpertWeights>, origin: StateOrigin) -> Result<Self> {
@@ -90,7 +91,7 @@ pub(super) fn write(library: &Library, key: &CacheKey, state: &RouterState) -> R
     // The first attempt may be what finds that locks outlive processes here.
     let lock = library
         .lock_for_change_while(&mut || since.elapsed() < *patience.get_or_insert_with(|| longest_wait(library)))?;
-    let _lock = lock.ok_or(FitError::LibraryInUse)?;
+    let library = library.guarded_by(&[&lock.ok_or(FitError::LibraryInUse)?]);
     Ok(library.put_router(&key.name, &key.experts, &key.origin, &bytes)?)
 }
 

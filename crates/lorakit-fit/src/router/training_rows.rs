@@ -6,7 +6,7 @@ use crate::fit_context::FitContext;
 use crate::pluralize::pluralize;
 use crate::task_record::task_record;
 use crate::trained_encoding::trained_encoding;
-use lorakit_adapter::{Library, TaskRecord};
+use lorakit_adapter::{ExpertWeights, Library, TaskRecord};
 use lorakit_format::hash::sha256;
 use lorakit_format::hash_sketch::HashSketch;
 use lorakit_model::{Base, TokenBatch};
@@ -137,6 +137,14 @@ impl<'a> TrainingRows<'a> {
     /// The experts of the library.
     pub fn experts(&self) -> &'a LibraryStack {
         &self.context.library.experts
+    }
+
+    /// The hashes of the experts' weights as they were read.
+    ///
+    /// # Errors
+    /// As [`OpenLibrary::expert_weights`](crate::OpenLibrary::expert_weights).
+    pub fn expert_weights(&self) -> Result<Vec<ExpertWeights>> {
+        self.context.library.expert_weights()
     }
 
     /// The library.
