@@ -21,6 +21,7 @@ use candle_core::Var;
 use lorakit_adapter::Adapter;
 use lorakit_model::{Base, TokenBatch, split_by_tokens};
 use lorakit_task::Example;
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -86,6 +87,22 @@ struct BatchOutput {
     row_losses: Vec<f64>,
     /// Tokens read.
     tokens: usize,
+}
+
+/// The gradients of all rows of a step, collected for the update.
+struct StepGradients {
+    collected: CollectedGradients,
+    losses: StepLosses,
+    /// Tokens read.
+    tokens: usize,
+}
+
+impl StepGradients {
+    /// The number of these experts whose loss or gradient is not finite.
+    fn not_finite(&self, experts: &[usize]) -> usize {
+        let is_finite = |&&e: &&usize| self.losses.experts[e].is_finite() && self.collected.norms[e].is_finite();
+        experts.len() - experts.iter().filter(is_finite).count()
+    }
 }
 
 /// The updates of a step, by expert, as [`StepOutput`] has them.
@@ -226,17 +243,13 @@ impl<'a> Pass<'a> {
         let rows = self.batch_rows(&active);
         let weights = self.loss_weights(&rows);
         let parallel = self.context.base.batch_parallel(self.context.batch_tokens);
-        let (mut gradients, mut row_losses, mut tokens) = (Gradients::default(), Vec::with_capacity(rows.len()), 0);
-        let backward = |batch: &Range<usize>| self.backward(&rows[batch.clone()], &weights[batch.clone()]);
-        parallel.run(&batches(&rows, parallel.tokens()), backward, |output| {
-            row_losses.extend(output.row_losses);
-            tokens += output.tokens;
-            gradients.add_all(output.gradients)
-        })?;
-        let mut experts = vec![0.0f64; self.jobs.len()];
-        rows.iter().zip(&row_losses).for_each(|(row, loss)| experts[row.expert] += loss);
-        let losses = StepLosses { rows: row_losses, experts };
-        let StepUpdates { norms, learning_rates } = self.update(&active, &gradients, &rows, &losses)?;
+        let gradients = unspread(
+            |batches| self.gradients(&rows, &weights, batches),
+            |gradients| gradients.not_finite(&active),
+            [batches(&rows, parallel.tokens()), batches_by_expert(&rows, parallel.tokens())],
+        )?;
+        let StepUpdates { norms, learning_rates } = self.update(&active, &gradients, &rows)?;
+        let StepGradients { losses, tokens, .. } = gradients;
         for row in &rows {
             self.progress[row.expert].tokens += row.row.loss_tokens() as u64;
         }
@@ -246,6 +259,22 @@ impl<'a> Pass<'a> {
         let ended = active.iter().copied().filter(|&e| !self.is_active(e)).collect();
         let losses = (0..self.jobs.len()).map(|e| active.contains(&e).then(|| losses.experts[e] as f32)).collect();
         Ok(StepOutput { step: self.step, losses, norms, learning_rates, validated, ended, tokens })
+    }
+
+    /// The losses and gradients of all rows of a step, batch by batch.
+    fn gradients(&self, rows: &[BatchRow], weights: &[f32], batches: &[Range<usize>]) -> Result<StepGradients> {
+        let parallel = self.context.base.batch_parallel(self.context.batch_tokens);
+        let (mut gradients, mut row_losses, mut tokens) = (Gradients::default(), Vec::with_capacity(rows.len()), 0);
+        let backward = |batch: &Range<usize>| self.backward(&rows[batch.clone()], &weights[batch.clone()]);
+        parallel.run(batches, backward, |output| {
+            row_losses.extend(output.row_losses);
+            tokens += output.tokens;
+            gradients.add_all(output.gradients)
+        })?;
+        let mut experts = vec![0.0f64; self.jobs.len()];
+        rows.iter().zip(&row_losses).for_each(|(row, loss)| experts[row.expert] += loss);
+        let losses = StepLosses { rows: row_losses, experts };
+        Ok(StepGradients { collected: self.optimizer.collect(&gradients)?, losses, tokens })
     }
 
     /// The rows of this step, expert by expert.
@@ -322,21 +351,15 @@ impl<'a> Pass<'a> {
     }
 
     /// Clips each expert's gradient and updates its weights. An expert that has diverged stops here, its weights unchanged.
-    fn update(
-        &mut self,
-        active: &[usize],
-        gradients: &Gradients,
-        rows: &[BatchRow],
-        losses: &StepLosses,
-    ) -> Result<StepUpdates> {
-        let collected = self.optimizer.collect(gradients)?;
+    fn update(&mut self, active: &[usize], gradients: &StepGradients, rows: &[BatchRow]) -> Result<StepUpdates> {
+        let StepGradients { collected, losses, .. } = gradients;
         let mut updates = vec![None; self.jobs.len()];
         for &expert in active {
-            updates[expert] = self.expert_update(expert, &collected, rows, losses);
+            updates[expert] = self.expert_update(expert, collected, rows, losses);
         }
-        self.optimizer.step(&collected, &updates)?;
+        self.optimizer.step(collected, &updates)?;
         let learning_rates = updates.iter().map(|update| update.as_ref().map(|update| update.lr)).collect();
-        Ok(StepUpdates { norms: collected.norms, learning_rates })
+        Ok(StepUpdates { norms: collected.norms.clone(), learning_rates })
     }
 
     /// The learning rate of an expert's update in a step, counted from 1.
@@ -382,9 +405,20 @@ impl<'a> Pass<'a> {
         let patches = self.trainable.patches(None)?;
         let indexed = |&e: &usize| self.jobs[e].validation.iter().enumerate().map(move |(index, row)| (e, index, row));
         let rows: Vec<_> = due.iter().flat_map(indexed).collect();
-        let owned = rows.iter().map(|&(e, index, row)| (self.trainable.validation_owner(e, index), row));
+        let owned: Vec<_> =
+            rows.iter().map(|&(e, index, row)| (self.trainable.validation_owner(e, index), row)).collect();
         let PassContext { base, batch_tokens, .. } = self.context;
-        let losses = example_losses_by_token(base, &patches, &owned.collect::<Vec<_>>(), batch_tokens)?;
+        let losses = |parts: &[Range<usize>]| -> Result<Vec<f64>> {
+            let of = |part: &Range<usize>| example_losses_by_token(base, &patches, &owned[part.clone()], batch_tokens);
+            Ok(parts.iter().map(of).collect::<Result<Vec<_>>>()?.concat())
+        };
+        let not_finite = |losses: &Vec<f64>| {
+            let bad = rows.iter().zip(losses).filter(|(_, loss)| !loss.is_finite());
+            bad.map(|((e, ..), _)| e).collect::<BTreeSet<_>>().len()
+        };
+        let by_expert = runs(rows.iter().map(|(e, ..)| *e));
+        let together = std::iter::once(0..rows.len()).collect();
+        let losses = unspread(losses, not_finite, [together, by_expert])?;
         let mut validated = Vec::new();
         for expert in due {
             let own: Vec<f64> =
@@ -456,4 +490,76 @@ impl<'a> Pass<'a> {
 /// Splits the rows, in order, into batches of at most `tokens` tokens.
 fn batches(rows: &[BatchRow], tokens: usize) -> Vec<Range<usize>> {
     split_by_tokens(rows.iter().map(|row| row.row.len()), tokens)
+}
+
+/// As [`batches`], each of one expert's rows alone.
+fn batches_by_expert(rows: &[BatchRow], tokens: usize) -> Vec<Range<usize>> {
+    let of = |own: Range<usize>| {
+        let parts = batches(&rows[own.clone()], tokens).into_iter();
+        parts.map(move |part| own.start + part.start..own.start + part.end)
+    };
+    runs(rows.iter().map(|row| row.expert)).into_iter().flat_map(of).collect()
+}
+
+/// The ranges of equal neighbors.
+fn runs(experts: impl Iterator<Item = usize>) -> Vec<Range<usize>> {
+    let experts: Vec<usize> = experts.collect();
+    let mut end = 0;
+    let run = |equal: &[usize]| {
+        end += equal.len();
+        end - equal.len()..end
+    };
+    experts.chunk_by(|one, other| one == other).map(run).collect()
+}
+
+/// What `compute` makes of rows in batches, or in those of one expert each where what is `not_finite` of one expert has
+/// spread to others: on a GPU experts share products in which the others' rows have factors of zero, and zero times NaN is
+/// NaN. On a CPU nothing spreads; there the first result stays, whose rounding depends on the batches.
+fn unspread<T>(
+    compute: impl Fn(&[Range<usize>]) -> Result<T>,
+    not_finite: impl Fn(&T) -> usize,
+    [together, by_expert]: [Vec<Range<usize>>; 2],
+) -> Result<T> {
+    let first = compute(&together)?;
+    if not_finite(&first) < 2 {
+        return Ok(first);
+    }
+    let apart = compute(&by_expert)?;
+    Ok(if not_finite(&apart) < not_finite(&first) { apart } else { first })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    /// The experts that are not finite where `culprits` make all NaN that share a batch with them, as on a GPU.
+    fn found(culprits: &[usize]) -> (Vec<usize>, usize) {
+        let example = Example::new(&[1, 2], &[3]);
+        let row = |expert: &usize| BatchRow { expert: *expert, index: 0, row: &example, dropout_key: [0; 32] };
+        let rows: Vec<BatchRow> = [0, 0, 1, 2, 2, 2].iter().map(row).collect();
+        let computed = std::cell::Cell::new(0);
+        let compute = |batches: &[Range<usize>]| -> Result<Vec<usize>> {
+            computed.set(computed.get() + 1);
+            assert_eq!(batches.iter().cloned().flatten().collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5], "every row once");
+            let spoiled =
+                batches.iter().filter(|b| rows[(*b).clone()].iter().any(|row| culprits.contains(&row.expert)));
+            Ok(spoiled
+                .flat_map(|b| rows[b.clone()].iter().map(|row| row.expert))
+                .collect::<BTreeSet<_>>()
+                .into_iter()
+                .collect())
+        };
+        let splits = [batches(&rows, 9), batches_by_expert(&rows, 6)];
+        assert_eq!(splits[1], [0..2, 2..3, 3..5, 5..6]);
+        (unspread(compute, Vec::len, splits).unwrap(), computed.get())
+    }
+
+    #[test]
+    fn an_expert_that_is_not_finite_spoils_no_other() {
+        assert_eq!(found(&[]), (vec![], 1));
+        assert_eq!(found(&[1]), (vec![1], 2));
+        assert_eq!(found(&[2]), (vec![2], 1), "it shared no batch");
+        assert_eq!(found(&[0, 2]), (vec![0, 2], 2));
+    }
 }
