@@ -24,6 +24,8 @@ pub(crate) struct PassRun<'r, 's> {
     pub(crate) index: usize,
     /// The lock of the run's part, if the run is divided.
     pub(crate) lock: Option<&'r LibraryLock>,
+    /// The log of the pass before, if there was one.
+    pub(crate) log: &'s mut Option<RunLog>,
     pub(crate) on_event: &'s mut OnEvent<'s>,
     pub(crate) summary: &'s mut RunSummary,
 }
@@ -40,7 +42,8 @@ impl PassRun<'_, '_> {
         let path = run.folder.checkpoint(self.index, parts)?;
         let mut pass = self.resume(&jobs, &path)?;
         (self.on_event)(TrainEvent::Pass { index: self.index, done: pass.steps_done(), steps: pass.steps() });
-        let mut log = while_held(self.lock, || RunLog::open(&folder, self.index, pass.steps_done()))?;
+        let last = self.log.take();
+        let mut log = while_held(self.lock, || RunLog::of_next_pass(last, &folder, self.index, pass.steps_done()))?;
         self.save_finished(&pass, (0..jobs.len()).collect())?;
         while pass.is_running() {
             if run.trainer.stop.load(Ordering::Relaxed) {
@@ -67,6 +70,7 @@ impl PassRun<'_, '_> {
             }
             saved.and(stored)?;
         }
+        *self.log = Some(log);
         // The checkpoint of failed experts keeps the reasons for the next run.
         match pass.progress().iter().any(|progress| progress.failure.is_some()) {
             true => self.save_checkpoint(&pass, &path),

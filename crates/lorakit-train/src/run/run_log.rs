@@ -6,6 +6,7 @@ use crate::run::event_log::EventLog;
 use lorakit_format::atomic;
 use serde::Serialize;
 use serde_json::{Map, Value};
+use std::collections::BTreeSet;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,8 @@ pub(crate) struct RunLog {
     file: std::fs::File,
     path: PathBuf,
     events: EventLog,
+    /// The passes that have lines.
+    passes: BTreeSet<u64>,
 }
 
 /// A line of the log. Values are in f64, since JSON of f32 values has other digits.
@@ -41,9 +44,19 @@ struct StepRecord {
 }
 
 impl RunLog {
+    /// The log of the run in `folder` for another pass, as [`RunLog::open`] opens it: `last`, the log of the pass before,
+    /// unless that is of another folder or has lines of this pass. A log that is read again for each of many passes takes
+    /// longer and longer.
+    pub(crate) fn of_next_pass(last: Option<Self>, folder: &Path, pass: usize, done: usize) -> Result<Self> {
+        match last {
+            Some(log) if log.path.parent() == Some(folder) && !log.passes.contains(&(pass as u64)) => Ok(log),
+            _ => Self::open(folder, pass, done),
+        }
+    }
+
     /// Opens the log of the run in `folder` for a pass that continues after `done` steps. Later lines of the pass, which
     /// a killed process wrote, are removed, as is an incomplete last line.
-    pub(crate) fn open(folder: &Path, pass: usize, done: usize) -> Result<Self> {
+    fn open(folder: &Path, pass: usize, done: usize) -> Result<Self> {
         let path = folder.join("log.jsonl");
         // Bytes: an incomplete line may end within a character, which must not affect the lines before it.
         let before = match std::fs::read(&path) {
@@ -51,9 +64,12 @@ impl RunLog {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
             Err(source) => return Err(TrainError::Io { path, action: "read", source }),
         };
+        let mut passes = BTreeSet::new();
         let stays = |line: &&[u8]| {
             let Ok(line) = serde_json::from_slice::<Value>(line) else { return false };
-            line["pass"] != pass || line["step"].as_u64().is_some_and(|step| step <= done as u64)
+            let stays = line["pass"] != pass || line["step"].as_u64().is_some_and(|step| step <= done as u64);
+            passes.extend(line["pass"].as_u64().filter(|_| stays));
+            stays
         };
         let kept: Vec<&[u8]> = before.split(|byte| *byte == b'\n').filter(stays).collect();
         let lines: Vec<&[u8]> = kept.iter().flat_map(|line| [*line, b"\n"]).collect();
@@ -61,7 +77,7 @@ impl RunLog {
         atomic::write_file(&path, &lines.concat())?;
         let events = EventLog::create(folder, &kept)?;
         match OpenOptions::new().append(true).open(&path) {
-            Ok(file) => Ok(Self { file, path, events }),
+            Ok(file) => Ok(Self { file, path, events, passes }),
             Err(source) => Err(TrainError::Io { path, action: "written", source }),
         }
     }
@@ -80,6 +96,7 @@ impl RunLog {
         for &(expert, loss) in &step.validated {
             validation.insert(pass.jobs()[expert].name.clone(), f64::from(loss).into());
         }
+        self.passes.insert(index as u64);
         let line = LogLine { pass: index, step: step.step, tokens: step.tokens, train, validation };
         let text = serde_json::to_string(&line)? + "\n";
         self.events.write(&serde_json::to_value(&line)?)?;
@@ -111,6 +128,25 @@ mod tests {
             RunLog::open(folder.path(), 1, 1).unwrap();
             assert_eq!(std::fs::read_to_string(&path).unwrap(), line(0, 9) + &line(1, 1), "cut at {cut}");
         }
+    }
+
+    #[test]
+    fn only_a_pass_that_has_lines_reads_the_log_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log.jsonl");
+        let line = |pass: usize, step: u64| format!("{}\n", json!({ "pass": pass, "step": step }));
+        std::fs::write(&path, [line(0, 1), line(2, 1), line(2, 2)].concat()).unwrap();
+        let log = RunLog::of_next_pass(None, folder.path(), 0, 1).unwrap();
+        // Another reading would remove it.
+        let torn = [line(0, 1), line(2, 1), line(2, 2), "{".to_owned()].concat();
+        std::fs::write(&path, &torn).unwrap();
+        let log = RunLog::of_next_pass(Some(log), folder.path(), 1, 0).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), torn);
+        let log = RunLog::of_next_pass(Some(log), folder.path(), 2, 1).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), line(0, 1) + &line(2, 1));
+        let other = tempfile::tempdir().unwrap();
+        RunLog::of_next_pass(Some(log), other.path(), 3, 0).unwrap();
+        assert!(other.path().join("log.jsonl").exists());
     }
 
     #[test]

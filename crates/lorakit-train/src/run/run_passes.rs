@@ -125,10 +125,11 @@ impl TrainingRun<'_> {
             _ => None,
         };
         let base = trainable.as_ref().unwrap_or(base);
+        let mut log = None;
         for (number, (index, _)) in unfinished.into_iter().enumerate() {
             let mut on_event = |event: TrainEvent| on_event(event.with_pass_index(number));
             let lock = locks.part.as_ref();
-            PassRun { run: self, base, index, lock, on_event: &mut on_event, summary }.train()?;
+            PassRun { run: self, base, index, lock, log: &mut log, on_event: &mut on_event, summary }.train()?;
             if summary.stopped {
                 break;
             }
