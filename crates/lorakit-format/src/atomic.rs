@@ -102,6 +102,11 @@ where
     Ok(remove_tree(&hidden)?)
 }
 
+/// Whether [`replace_folder`] is replacing the folder at `path`, or was killed amid that, and there is none for now.
+pub fn is_being_replaced(path: &Path) -> bool {
+    hidden_path(path).is_ok_and(|hidden| hidden.exists()) && !path.exists()
+}
+
 fn remove_tree(path: &Path) -> Result<(), FormatError> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(FormatError::io(path, "removed")(error)),

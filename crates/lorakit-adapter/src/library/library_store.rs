@@ -3,6 +3,8 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, SystemTime};
 
 use lorakit_format::atomic;
 use lorakit_format::hash::sha256_of_file;
@@ -262,12 +264,14 @@ impl Library {
         }))
     }
 
-    /// The adapter of the expert `name`.
+    /// The adapter of the expert `name`. Where another process replaces it at the same time, it is the old one or the new
+    /// one as a whole.
     ///
     /// # Errors
     /// If there is none, or it cannot be read; see [`Adapter::read`].
     pub fn adapter(&self, name: &str) -> Result<Adapter> {
-        Adapter::read(&self.expert_folder(name)?).within(|| format!("the expert `{name}`"))
+        let read = || Adapter::read(&self.expert_folder(name)?).within(|| format!("the expert `{name}`"));
+        read_unreplaced(&self.expert_path(name)?, read)
     }
 
     /// How the expert `name` was made, if that is recorded.
@@ -293,7 +297,7 @@ impl Library {
     /// # Errors
     /// As [`record`](Self::record).
     pub fn record_as<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
-        read_json_if_exists(&self.expert_folder(name)?.join(RECORD_FILE))
+        read_unreplaced(&self.expert_path(name)?, || read_json_if_exists(&self.expert_folder(name)?.join(RECORD_FILE)))
     }
 
     /// The SHA-256 of the weights file of the expert `name`.
@@ -356,6 +360,33 @@ impl Library {
         ensure_expert_name(name)?;
         Ok(self.root.join(EXPERTS).join(name))
     }
+}
+
+/// What `read` reads in a folder, again where the folder was replaced meanwhile: a file of the old one and a file of the new
+/// one do not belong together, and between the two renames of a replacement there is neither.
+fn read_unreplaced<T>(folder: &Path, read: impl Fn() -> Result<T>) -> Result<T> {
+    const ATTEMPTS: usize = 40;
+    for _ in 1..ATTEMPTS {
+        let before = folder_id(folder);
+        let result = read();
+        // Asked before the folder is: who removes the old one has put the new one in place.
+        let is_being_replaced = atomic::is_being_replaced(folder);
+        if folder_id(folder) == before && (before.is_some() || !is_being_replaced) {
+            return result;
+        }
+        sleep(Duration::from_millis(5));
+    }
+    read()
+}
+
+/// What tells a folder from the one that takes its place; None where there is none.
+fn folder_id(folder: &Path) -> Option<(u64, Option<SystemTime>)> {
+    let found = fs::metadata(folder).ok()?;
+    #[cfg(unix)]
+    let number = std::os::unix::fs::MetadataExt::ino(&found);
+    #[cfg(not(unix))]
+    let number = 0;
+    Some((number, found.modified().ok()))
 }
 
 /// Refuses to create a library in a folder that holds other things.

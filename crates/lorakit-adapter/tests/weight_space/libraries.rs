@@ -5,7 +5,8 @@ use std::fs;
 use std::path::Path;
 
 use lorakit_adapter::{
-    Adapter, AdapterMetadata, BaseIdentity, ExpertRecord, HubExport, Library, OpaqueRecord, TaskRecord, WEIGHTS_FILE,
+    Adapter, AdapterMetadata, BaseIdentity, ExpertRecord, HubExport, Library, LowRank, OpaqueRecord, TaskRecord,
+    WEIGHTS_FILE,
 };
 use lorakit_format::hash::sha256_of_file;
 use serde_json::json;
@@ -298,6 +299,34 @@ fn the_lease_file_of_a_library_holds_for_a_library_in_it() {
     drop(held);
     fs::write(inner.root().join(".lease"), "5\n").unwrap();
     assert!(inner.takeover_time().unwrap().unwrap() < std::time::Duration::from_secs(10), "its own comes first");
+}
+
+#[test]
+fn an_expert_that_is_replaced_meanwhile_is_read_whole() {
+    let temporary = tempfile::tempdir().unwrap();
+    let library = Library::open_or_create(temporary.path(), None).unwrap();
+    let scaled = |scale: f64| {
+        let update = |(path, update): (&String, &LowRank)| {
+            (path.clone(), LowRank::new(update.a().clone(), update.b().clone(), scale).unwrap())
+        };
+        small_adapter(scale as u64).modules().iter().map(update).collect()
+    };
+    // The scale is in one file, the values are in another.
+    let both = [Adapter::new(scaled(1.0)), Adapter::new(scaled(2.0))];
+    library.add("e", &both[0], None).unwrap();
+    let is_done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 1..=200 {
+                library.replace("e", &both[round % 2], None).unwrap();
+            }
+            is_done.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        while !is_done.load(std::sync::atomic::Ordering::Relaxed) {
+            let read = library.adapter("e").unwrap();
+            assert!(both.iter().any(|adapter| adapter.modules() == read.modules()), "a mixture");
+        }
+    });
 }
 
 #[test]
