@@ -192,6 +192,9 @@ pub enum FitError {
         /// What was typed.
         found: String,
     },
+    /// A colon after an adaptation method without the name that should follow.
+    #[error("`{0}:` has no name after the colon; expected `{0}` or `{0}:NAME`")]
+    NoName(&'static str),
     /// An adaptation method without its library.
     #[error("the method needs --library")]
     NeedsLibrary,

@@ -102,13 +102,13 @@ impl Patches {
         Self { sites, ..Self::default() }
     }
 
-    /// The same with a patch of the embedding.
+    /// The same with this patch of the embedding, in place of any that it has.
     pub fn with_embedding(self, patch: EmbeddingPatch) -> Self {
         Self { embedding: vec![patch], ..self }
     }
 
-    /// The same with a patch of the head, which reads hidden states after the final norm and adds to logits. It is called
-    /// per chunk of the tokens whose logits are wanted, with their sequences.
+    /// The same with this patch of the head, in place of any that it has. It reads hidden states after the final norm and
+    /// adds to logits. It is called per chunk of the tokens whose logits are wanted, with their sequences.
     pub fn with_head(self, patch: Arc<dyn Patch>) -> Self {
         Self { head: Some(patch), ..self }
     }

@@ -261,6 +261,21 @@ fn results_are_deterministic() {
 }
 
 #[test]
+fn outputs_of_another_shape_are_an_error() {
+    let (x, a, b) = inputs();
+    let grouped = GroupedLora::new(a, b, layout()).unwrap();
+    let all = |tokens| -> Arc<[TokenGroup]> {
+        Arc::new([TokenGroup { expert: 0, tokens: TokenSelection::Contiguous(0..tokens), weights: None }])
+    };
+    for (tokens, given) in [(TOKENS, (TOKENS, OUTPUT + 1)), (TOKENS, (TOKENS + 1, OUTPUT)), (1, (1, OUTPUT - 1))] {
+        let x = x.narrow(0, 0, tokens).unwrap();
+        let mut out = Outputs::new(tensor(5, given.0, given.1));
+        let error = grouped.add(&x, all(tokens), &mut out).unwrap_err().to_string();
+        assert!(error.contains(&format!("[{tokens}, {OUTPUT}]")), "{given:?}: {error}");
+    }
+}
+
+#[test]
 fn a_block_outside_the_stack_is_an_error() {
     let (_, a, b) = inputs();
     let outside = StackLayout(vec![vec![StackBlock { a: 0..2, b: 9..11, columns: 0..4, scale: 1.0 }]]);

@@ -14,6 +14,7 @@ use crate::layer::lm_head::HeadPatch;
 use crate::weights::token_precision::TokenPrecision;
 use candle_core::{Result, Tensor, bail};
 use lorakit_lora::{Patches, Sequence, SequenceBatch};
+use std::collections::HashSet;
 use std::ops::Range;
 
 /// Sequences whose keys and values are cached, so that only new tokens are computed.
@@ -162,15 +163,12 @@ impl<'a> CachedDecoder<'a> {
         Ok(taken)
     }
 
-    /// Adds tokens to a sequence, and returns those to compute: where its length makes cached keys useless, all of them.
+    /// Adds tokens to a sequence that has room for them, and returns those to compute: where its length makes cached keys useless, all of them.
     fn take_tokens(&mut self, index: usize, tokens: &[u32]) -> Result<Vec<u32>> {
         let sequence = &mut self.sequences[index];
-        let (cached, capacity) = (sequence.ids.len(), sequence.capacity());
+        let cached = sequence.ids.len();
         if cached == 0 {
             sequence.source = source_len(self.base, sequence, tokens);
-        }
-        if cached + tokens.len() > capacity {
-            bail!("sequence {index} has room for {capacity} tokens; {} were appended to {cached}", tokens.len());
         }
         sequence.ids.extend_from_slice(tokens);
         let length = sequence.template.whole.unwrap_or(0).max(sequence.ids.len());
@@ -203,9 +201,26 @@ impl<'a> CachedDecoder<'a> {
     /// norm, `[tokens, hidden]`, in the order given. All of them have this precision over quantized weights.
     ///
     /// # Errors
-    /// If a sequence has no room for its tokens.
+    /// If a sequence has no room for its tokens, or is given twice. No sequence has changed then.
     pub fn forward(&mut self, appended: &[(usize, &[u32])], precision: TokenPrecision) -> Result<Tensor> {
-        with_awake_threads(self.base.device().is_cpu(), || self.states(appended, precision))
+        self.ensure_room(appended)?;
+        with_awake_threads(|| self.states(appended, precision))
+    }
+
+    /// Fails unless each sequence has room for its tokens and is given once.
+    fn ensure_room(&self, appended: &[(usize, &[u32])]) -> Result<()> {
+        let mut given = HashSet::with_capacity(appended.len());
+        for &(index, tokens) in appended {
+            if !given.insert(index) {
+                bail!("sequence {index} was given twice in one call");
+            }
+            let sequence = &self.sequences[index];
+            let (cached, capacity) = (sequence.ids.len(), sequence.capacity());
+            if cached + tokens.len() > capacity {
+                bail!("sequence {index} has room for {capacity} tokens; {} were appended to {cached}", tokens.len());
+            }
+        }
+        Ok(())
     }
 
     fn states(&mut self, appended: &[(usize, &[u32])], precision: TokenPrecision) -> Result<Tensor> {
@@ -235,6 +250,7 @@ impl<'a> CachedDecoder<'a> {
     /// As [`CachedDecoder::forward`], and if a sequence is given no tokens, or a source alone. Logits may be NaN:
     /// [`Sampler::next`](crate::sampling::Sampler::next) refuses those.
     pub fn next_logits(&mut self, appended: &[(usize, &[u32])]) -> Result<Tensor> {
+        self.ensure_room(appended)?;
         if let Some((index, _)) = appended.iter().find(|(_, tokens)| tokens.is_empty()) {
             bail!("no tokens were appended to sequence {index}, whose next logits were asked for");
         }

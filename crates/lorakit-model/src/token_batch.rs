@@ -34,7 +34,11 @@ impl TokenBatch {
     /// Adds a row of tokens, each with whether it carries loss. The last that does is predicted but never read, so it is
     /// not among the packed tokens, nor is anything after it; without any, all tokens are read. The first carries none,
     /// since nothing predicts it. To an encoder-decoder, what stands before the token that predicts the first is the source.
+    ///
+    /// # Panics
+    /// If `loss` has another length than `tokens`.
     pub fn push_masked(&mut self, tokens: &[u32], loss: &[bool], expert: Option<usize>) {
+        assert_eq!(tokens.len(), loss.len(), "tokens, and whether each carries loss");
         let (start, row) = (self.ids.len(), self.sequences.len() as u32);
         let read = loss.iter().rposition(|&loss| loss).unwrap_or(tokens.len());
         self.ids.extend_from_slice(&tokens[..read]);
@@ -107,5 +111,16 @@ impl TokenBatch {
             start += len;
             sequence
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[should_panic(expected = "whether each carries loss")]
+    fn every_token_says_whether_it_carries_loss() {
+        TokenBatch::default().push_masked(&[1, 2, 3], &[false, true], None);
     }
 }

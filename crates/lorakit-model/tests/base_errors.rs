@@ -46,6 +46,8 @@ fn a_config_is_refused_by_file_and_key() {
     assert_says(&set("model_type", Value::Null), &["config.json", "`model_type` is missing"]);
     assert_says(&set("vocab_size", Value::Null), &["config.json", "`vocab_size` is missing"]);
     assert_says(&set("vocab_size", json!(-1)), &["`vocab_size` is -1", "a whole number above zero"]);
+    let many = 1u64 << 32;
+    assert_says(&set("max_position_embeddings", json!(many)), &["is 4294967296", "above zero and below 2^32"]);
     assert_says(&set("hidden_act", json!("gelu")), &["`hidden_act` is `gelu`", "silu"]);
     assert_says(&set("num_key_value_heads", json!(3)), &["num_attention_heads 4", "num_key_value_heads 3"]);
     assert_says(&set("quantization_config", json!({"quant_method": "gptq"})), &["quantization_config", "`gptq`"]);
@@ -74,6 +76,10 @@ fn a_folder_without_weights_is_refused() {
     assert_eq!(chain.matches(folder.path().to_str().unwrap()).count(), 1, "the file is named once: {chain}");
     fs::copy(fixture().join("config.json"), folder.path().join("config.json")).unwrap();
     assert_says(&open().to_string(), &["neither model.safetensors nor model.safetensors.index.json"]);
+    let index = folder.path().join("model.safetensors.index.json");
+    fs::write(&index, r#"{"weight_map": {}}"#).unwrap();
+    assert_says(&open().to_string(), &["model.safetensors.index.json", "`weight_map` names no file"]);
+    fs::remove_file(&index).unwrap();
     fs::write(folder.path().join("pytorch_model.bin"), "").unwrap();
     assert_says(&open().to_string(), &["pickles", "save the model with safetensors"]);
     fs::write(folder.path().join("model.safetensors"), "cut").unwrap();
@@ -121,6 +127,11 @@ fn an_edited_checkpoint_equals_the_written_one() {
     let other = |checkpoint: &Checkpoint| checkpoint.get("model.norm.weight", &[32]).unwrap().values().into_owned();
     assert_eq!(other(&written), other(&own));
     assert_eq!(own.narrowest_dtype(&names).unwrap(), StorageDtype::F32);
+
+    let others = BTreeSet::from(["model.layers.0.self_attn.o_proj.weight".to_owned()]);
+    edited.write_edited(folder.path(), &others, &mut { double }).unwrap();
+    let both = Checkpoint::open(folder.path()).unwrap();
+    assert_eq!(both.get(&name, &shape).unwrap().values(), edited_values, "an edit in memory is written too");
 
     let infinite = open().with_edits(&names, None, false, &mut |_, values| {
         values[0] = f32::INFINITY;

@@ -219,6 +219,26 @@ fn logits_after_no_token_are_an_error() {
 }
 
 #[test]
+fn a_refused_call_changes_no_sequence() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/peft/llama/base");
+    let (base, patches) = (Base::open(&folder, &BaseOptions::default()).unwrap(), Patches::none());
+    let next = |refused: &[(usize, &[u32])]| -> Vec<f32> {
+        let mut decoder = CachedDecoder::new(&base, &patches, 8).unwrap();
+        let [long, short] = [4, 1].map(|capacity| decoder.open(capacity, Sequence::default()).unwrap());
+        assert_eq!((long, short), (0, 1));
+        if !refused.is_empty() {
+            decoder.next_logits(refused).unwrap_err();
+            decoder.forward(refused, TokenPrecision::Exact).unwrap_err();
+        }
+        assert_eq!((decoder.len(long), decoder.len(short)), (0, 0));
+        decoder.next_logits(&[(long, &[5, 3])]).unwrap().squeeze(0).unwrap().to_vec1().unwrap()
+    };
+    let expected = next(&[]);
+    assert_eq!(next(&[(0, &[1, 2]), (1, &[1, 2])]), expected, "the second has no room");
+    assert_eq!(next(&[(0, &[1]), (0, &[2])]), expected, "given twice");
+}
+
+#[test]
 #[ignore = "needs ../shared"]
 fn decoding_over_every_block_type_is_close_to_exact_and_does_not_depend_on_other_rows() {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/oracles/gguf");

@@ -139,6 +139,27 @@ fn the_config_is_that_of_the_folder() {
 }
 
 #[test]
+fn every_number_of_rotated_features_is_kept() {
+    let temporary = tempfile::tempdir().unwrap();
+    let file = temporary.path().join("b.gguf");
+    for (head_dim, rotated) in [(100, 58), (44, 30), (46, 26), (128, 96)] {
+        let mut model = GgufModel::of_folder(&fixture("phi3").join("base"), Types::Whole);
+        model.metadata.retain(|(key, _)| !key.contains("rope.scaling"));
+        model.tensors.retain(|written| !written.tensor.name.starts_with("rope_factors"));
+        for (key, value) in [
+            ("attention.key_length", head_dim),
+            ("attention.value_length", head_dim),
+            ("rope.dimension_count", rotated),
+        ] {
+            model.set(&format!("phi3.{key}"), GgufValue::U32(value));
+        }
+        model.write(&file);
+        let config = BaseConfig::of_gguf(&GgufShards::open(&file).unwrap()).unwrap();
+        assert_eq!(config.attention[0].rope.as_ref().unwrap().features, rotated as usize);
+    }
+}
+
+#[test]
 fn what_is_not_a_supported_model_is_refused_by_name() {
     let temporary = tempfile::tempdir().unwrap();
     let file = temporary.path().join("b.gguf");
@@ -199,6 +220,17 @@ fn what_is_not_a_supported_model_is_refused_by_name() {
         },
         &["`token_embd.weight` is MXFP4; lorakit reads F32, F16, BF16, Q4_0"],
     );
+}
+
+#[test]
+fn an_empty_list_in_place_of_a_number_is_refused_by_name() {
+    let temporary = tempfile::tempdir().unwrap();
+    let file = temporary.path().join("b.gguf");
+    let mut model = GgufModel::of_folder(&fixture("llama").join("base"), Types::Whole);
+    model.set("llama.attention.head_count_kv", GgufValue::Array(Vec::new()));
+    model.write(&file);
+    let error = Base::open_gguf(&file, &BaseOptions::default()).err().unwrap().to_string();
+    assert!(error.contains("`llama.attention.head_count_kv` is an empty list"), "{error}");
 }
 
 #[test]

@@ -69,6 +69,17 @@ fn a_head_patch_adds_to_the_logits_of_each_sequence() {
 }
 
 #[test]
+fn hidden_states_of_another_width_are_an_error() {
+    let tensor = Tensor::ones((4, 2), DType::F32, &Device::Cpu).unwrap();
+    let mapped = Weight::Mapped(MmapMatrix::from_values(vec![1.0; 8], 4, 2).unwrap());
+    let h = Tensor::ones((1, 3), DType::F32, &Device::Cpu).unwrap();
+    for weight in [mapped, Weight::Tensor(tensor)] {
+        let head = LmHead::new(weight, None, 4);
+        assert!(head.logits(&h, None).is_err() && head.nll(&h, &[0], None).is_err());
+    }
+}
+
+#[test]
 fn a_patched_head_is_not_differentiated() {
     let head = LmHead::new(Weight::Tensor(Tensor::ones((4, 2), DType::F32, &Device::Cpu).unwrap()), None, 4);
     let patches = Patches::none().with_head(Arc::new(Bias::default()));

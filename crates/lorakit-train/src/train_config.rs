@@ -233,6 +233,15 @@ impl TrainConfig {
     }
 
     fn validated(self) -> Result<Self> {
+        self.validate()?;
+        Ok(self)
+    }
+
+    /// Checks the settings. Those that are read from text have been; training checks those that a program has set.
+    ///
+    /// # Errors
+    /// If one is outside its range.
+    pub fn validate(&self) -> Result<()> {
         let counts = [
             ("rank", self.rank),
             ("batch_size", self.batch_size),
@@ -268,7 +277,7 @@ impl TrainConfig {
         ] {
             check(value.is_finite() && value >= 0.0, name, value, "a number not below zero")?;
         }
-        Ok(self)
+        Ok(())
     }
 
     /// The most rows of an expert per step.

@@ -99,6 +99,21 @@ fn a_nan_loss_stops_only_its_expert_and_names_step_and_row() {
 }
 
 #[test]
+fn settings_that_a_program_has_set_are_checked_before_training() {
+    let place = tempfile::tempdir().unwrap();
+    let base = poisoned(place.path());
+    let library = Library::open_or_create(&place.path().join("library"), Some(base.identity())).unwrap();
+    let config = &TrainConfig { batch_size: 0, ..TrainConfig::default() };
+    let (base, library, stop) = (&base, &library, &AtomicBool::new(false));
+    let trainer = Trainer { base, library, config, seed: 0, restart: false, part: None, stop };
+    let jobs = || vec![job("one", 16)];
+    let errors = [trainer.train_experts(jobs(), &mut |_| {}).err(), trainer.plan_experts(jobs()).err()];
+    for error in errors.map(|error| error.unwrap().to_string()) {
+        assert_eq!(error, "setting `batch_size` is 0; expected a whole number above zero");
+    }
+}
+
+#[test]
 fn a_stopped_expert_does_not_affect_the_others() {
     let place = tempfile::tempdir().unwrap();
     let base = poisoned(place.path());

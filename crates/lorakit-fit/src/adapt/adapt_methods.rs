@@ -52,7 +52,7 @@ mod tests {
     fn wrong_methods_are_refused_by_name() {
         let refused = |typed: &str| parse_adapt_method(typed).unwrap_err().to_string();
         assert!(refused("mean:x").contains("`mean` has no settings; found `mean:x`"));
-        assert!(refused("shared:").contains("`shared` has no settings"));
+        assert!(refused("shared:").contains("no name after the colon; expected `shared` or `shared:NAME`"));
         assert!(
             refused("cat_learned")
                 .contains("unknown method `cat_learned`; expected one of no_library, mean, shared[:NAME]")

@@ -18,7 +18,7 @@ pub static SHARED: AdaptMethodInfo = AdaptMethodInfo {
     needs_library: true,
     uses_train_config: true,
     parse: |typed| match typed {
-        Some("") => SHARED.ensure_no_settings(typed).map(|()| Arc::new(Shared(None)) as Arc<dyn AdaptMethod>),
+        Some("") => Err(FitError::NoName(SHARED.name)),
         name => Ok(Arc::new(Shared(name.map(str::to_owned)))),
     },
 };

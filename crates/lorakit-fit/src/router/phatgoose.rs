@@ -3,7 +3,7 @@
 
 use super::router_fit::{RouterFit, as_kind};
 use super::training_rows::TrainingRows;
-use crate::error::Result;
+use crate::error::{FitError, Result};
 use candle_core::{DType, Var};
 use lorakit_adapter::Matrix;
 use lorakit_route::token::phatgoose::gated_experts;
@@ -30,7 +30,7 @@ fn fit(settings: &Phatgoose, rows: &TrainingRows) -> Result<RouterState> {
     let (base, experts) = (rows.base(), rows.experts());
     let mut own: Vec<Vec<Example>> = vec![Vec::new(); experts.len()];
     for row in rows.examples()? {
-        row.expert.into_iter().for_each(|expert| own[expert].push(row.example.clone()));
+        own[row.expert.ok_or(FitError::RowWithoutExpert)?].push(row.example);
     }
     let gate = |(_, site, _): (usize, &lorakit_lora::Site, _)| {
         Ok((site.key(), Var::zeros((experts.len(), site.input), DType::F32, base.device())?))

@@ -326,6 +326,10 @@ impl InplaceOp3 for GroupedInPlace {
         let y = cpu_tensor::values_mut(y, ly, self.name())?;
         cpu_tensor::with_values(&self.b, self.name(), |b| {
             let operands = self.op.operands([x, a, Input { values: b, dims: self.b.dims() }])?;
+            let expected = [operands.tokens(), operands.output];
+            if ly.dims() != expected {
+                bail!("{} makes {expected:?} outputs and was given {:?}", self.name(), ly.dims());
+            }
             self.op.accumulate(&operands, y);
             Ok(())
         })?

@@ -103,12 +103,12 @@ impl ConfigKeys {
         self.object.as_object().is_none_or(serde_json::Map::is_empty)
     }
 
-    /// A whole number above zero.
+    /// A whole number above zero and below 2^32.
     pub(crate) fn count(&self, key: &str) -> Result<Option<usize>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         match value.as_u64() {
             Some(n) if n > 0 && n < 1 << 32 => Ok(Some(n as usize)),
-            _ => Err(self.error(format!("key `{key}` is {value}, expected a whole number above zero"))),
+            _ => Err(self.error(format!("key `{key}` is {value}, expected a whole number above zero and below 2^32"))),
         }
     }
 

@@ -79,7 +79,10 @@ impl LmHead {
         let logits = match &self.weight {
             Weight::Tensor(weight) => product(&h, &weight.t()?)?,
             Weight::Mapped(weight) => {
-                let (tokens, rows) = (h.dim(0)?, weight.rows());
+                let ((tokens, d), rows) = (h.dims2()?, weight.rows());
+                if d != weight.columns() {
+                    bail!("{tokens} x {d} hidden states for a head of {} features", weight.columns());
+                }
                 let y = cpu_tensor::with_values(&h, "logits", |h| {
                     let write = |y: &mut [f32]| forward_side_by_side(&[weight], h, y, precision);
                     // SAFETY: the product overwrites all values.

@@ -387,6 +387,10 @@ fn indexed_files(folder: &Path, index: &Path) -> Result<Vec<PathBuf>> {
         expected: "expected an object with `weight_map`",
         source,
     })?;
+    if parsed.weight_map.is_empty() {
+        let reason = "`weight_map` names no file".to_owned();
+        return Err(ModelError::Checkpoint { place: index.display().to_string(), reason });
+    }
     let mut files: Vec<&String> = parsed.weight_map.values().collect();
     files.sort();
     files.dedup();

@@ -63,8 +63,8 @@ impl Checkpoint {
         Ok(self)
     }
 
-    /// Writes the checkpoint's files into `folder`, under their own names and synced, with the tensors `names` edited
-    /// and every value in the type of its file. A model in GGUF becomes one safetensors file, in which quantized values
+    /// Writes the checkpoint's files into `folder`, under their own names and synced, with the tensors `names` edited, those
+    /// of [`Checkpoint::with_edits`] as edited then, and every value in the type of its file. A model in GGUF becomes one safetensors file, in which quantized values
     /// are f32; values in the 4 bits of bitsandbytes get the type that was quantized. Copies follow the tensors of the file
     /// that has their values. One tensor at a time is in memory.
     ///
@@ -156,13 +156,16 @@ struct Edits<'a> {
 }
 
 impl Edits<'_> {
-    /// The bytes of a tensor of `checkpoint`, after the edit if it is to be edited.
+    /// The bytes of a tensor of `checkpoint`, after the edit if it is to be edited now, and after an earlier one in memory.
     fn bytes_after<'a>(&mut self, stored: StoredWeight<'a>, checkpoint: &Checkpoint) -> Result<Cow<'a, [u8]>> {
-        if self.names.contains(stored.name) {
+        let is_named = self.names.contains(stored.name);
+        if is_named || checkpoint.is_edited(stored.name) {
             stored.dimensions()?;
             let dtype = stored.storage_dtype()?;
             let mut values = checkpoint.get(stored.name, stored.shape())?.values().into_owned();
-            (self.edit)(stored.name, &mut values).map_err(|source| stored.edit_error(source))?;
+            if is_named {
+                (self.edit)(stored.name, &mut values).map_err(|source| stored.edit_error(source))?;
+            }
             let (bytes, lost) = rounded(&values, dtype);
             self.rounding.squared += lost.ok_or_else(|| stored.not_finite(dtype))?;
             return Ok(bytes.into());

@@ -45,6 +45,7 @@ impl Trainer<'_> {
     }
 
     fn train(&self, target: &TrainingTarget, jobs: Vec<Job>, on_event: &mut OnEvent) -> Result<RunSummary> {
+        self.config.validate()?;
         for job in &jobs {
             // Before hours of training, not after them.
             ensure_expert_name(&job.name)?;

@@ -58,6 +58,7 @@ impl Trainer<'_> {
     }
 
     fn plan(&self, target: &TrainingTarget, jobs: Vec<Job>) -> Result<Vec<PlannedPass>> {
+        self.config.validate()?;
         let jobs = self.with_fingerprints(target, jobs);
         let folder = RunFolder::new(self.library, &jobs.fingerprints)?;
         let finished = self.finished(target, &jobs)?;

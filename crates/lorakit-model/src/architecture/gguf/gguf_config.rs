@@ -85,7 +85,7 @@ fn shared_keys(keys: &GgufKeys) -> Result<Map<String, Value>> {
         "torch_dtype": "float32",
     });
     if rotated != head_dim {
-        json["partial_rotary_factor"] = (rotated as f64 / head_dim as f64).into();
+        json["partial_rotary_factor"] = partial_rotary_factor(rotated, head_dim).into();
     }
     for key in TOKEN_IDS {
         if let Some(id) = keys.global(&format!("tokenizer.ggml.{key}")).and_then(GgufValue::as_u64) {
@@ -96,6 +96,13 @@ fn shared_keys(keys: &GgufKeys) -> Result<Map<String, Value>> {
         Value::Object(map) => Ok(map),
         _ => Ok(Map::new()),
     }
+}
+
+/// The fraction of a head that is rotated, as readers of config.json need it: they round the product with `head_dim` down.
+fn partial_rotary_factor(rotated: usize, head_dim: usize) -> f64 {
+    // Divided by a power of two, the quotient is exact.
+    let spare = if head_dim.is_power_of_two() { 0.0 } else { 0.5 };
+    (rotated as f64 + spare) / head_dim as f64
 }
 
 /// Number of layers, each of which has tensors: what follows holds names for all of them.

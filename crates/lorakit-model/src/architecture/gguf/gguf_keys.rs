@@ -46,6 +46,7 @@ impl<'a> GgufKeys<'a> {
         match self.global(&format!("{}.{key}", self.architecture)) {
             Some(GgufValue::Array(values)) => match values.as_slice() {
                 [first, others @ ..] if others.iter().all(|other| other == first) => Ok(Some(first)),
+                [] => Err(self.error(key, "is an empty list")),
                 _ => Err(self.error(key, "differs between layers, which is not supported")),
             },
             value => Ok(value),
