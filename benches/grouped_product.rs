@@ -6,7 +6,7 @@ mod phi_slice;
 use candle_core::{Device, Tensor, Var};
 use criterion::{Criterion, criterion_group, criterion_main};
 use lorakit_lora::{GroupedLora, StackBlock, StackLayout, TokenGroup, TokenSelection};
-use lorakit_model::weights::MmapMatrix;
+use lorakit_model::weights::{MmapMatrix, TokenPrecision, forward_side_by_side};
 use phi_slice::Noise;
 use std::sync::Arc;
 
@@ -46,7 +46,7 @@ fn grouped_product(criterion: &mut Criterion) {
     bench.sample_size(20);
     bench.bench_function("frozen, for comparison", |bench| {
         let mut y = vec![0.0; TOKENS * WIDTH];
-        bench.iter(|| frozen.forward(&values, &mut y, WIDTH, 0..WIDTH));
+        bench.iter(|| forward_side_by_side(&[&frozen], &values, &mut y, TokenPrecision::Exact));
     });
     let plain = GroupedLora::new(a.clone(), b.clone(), layouts.clone()).unwrap();
     bench.bench_function("one expert", |bench| bench.iter(|| plain.delta(&x, one.clone()).unwrap()));

@@ -21,12 +21,12 @@ pub struct StackLayout(pub Vec<Vec<StackBlock>>);
 
 impl StackLayout {
     /// The rows of the stacked A that an expert's blocks span.
-    pub(crate) fn a_rows(&self, expert: usize) -> Range<usize> {
+    pub fn a_rows(&self, expert: usize) -> Range<usize> {
         self.span(expert, |block| &block.a)
     }
 
     /// The rows of the stacked B that an expert's blocks span.
-    pub(crate) fn b_rows(&self, expert: usize) -> Range<usize> {
+    pub fn b_rows(&self, expert: usize) -> Range<usize> {
         self.span(expert, |block| &block.b)
     }
 

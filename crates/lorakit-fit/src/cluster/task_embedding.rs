@@ -1,6 +1,7 @@
 //! Embeddings of tasks: means of the base's hidden states over their rows. Nothing is trained.
 
 use crate::error::{Result, WithContext as _};
+use crate::router::training_rows::BATCH_TOKENS;
 use candle_core::DType;
 use lorakit_lora::Patches;
 use lorakit_model::{Base, TokenBatch};
@@ -9,9 +10,6 @@ use std::collections::BTreeMap;
 
 /// Rows of a task that are embedded by default.
 pub const ROWS: usize = 64;
-
-/// Tokens per forward pass.
-const BATCH_TOKENS: usize = 2048;
 
 /// Embeds each task: the mean over its first `rows` training rows, prompt and answer, of the mean over a row's tokens
 /// of the hidden states that enter the base's last layer (the "penultimate layer" that

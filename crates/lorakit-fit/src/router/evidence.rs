@@ -4,7 +4,7 @@
 use super::lowest_loss::of_lowest_loss;
 use super::prompt_routing::BasePromptRouting;
 use super::router_fit::{RouterFit, as_kind};
-use super::training_rows::{TrainingRow, TrainingRows};
+use super::training_rows::{BATCH_TOKENS, TrainingRow, TrainingRows};
 use crate::error::{FitError, Result};
 use lorakit_eval::{PatchedModel, PromptRouting, example_losses};
 use lorakit_lora::{Patches, Sequence};
@@ -14,9 +14,6 @@ use lorakit_route::prompt::evidence::{FALLBACKS, Fallback, TEMPERATURES, Tempera
 use lorakit_route::{Evidence, ResponseProbe, Router, RouterContext, RouterState, TaskResponses};
 use lorakit_task::Example;
 use std::collections::BTreeMap;
-
-/// Tokens of a forward pass at most, unless a single row has more.
-const BATCH_TOKENS: usize = 2048;
 
 /// The most experts that are left out in turn, evenly spread over the library: each takes passes over its rows.
 const LEFT_OUT: usize = 32;

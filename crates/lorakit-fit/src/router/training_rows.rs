@@ -343,7 +343,7 @@ impl<'a> TrainingRows<'a> {
 }
 
 /// Tokens of a forward pass at most, unless a single row has more.
-const BATCH_TOKENS: usize = 2048;
+pub(crate) const BATCH_TOKENS: usize = 2048;
 
 /// How rows of `task` become tokens: as its expert was trained, if it is one's and the record says so, else as `given`.
 /// Which tokens count for the loss is as given.

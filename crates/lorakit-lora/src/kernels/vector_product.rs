@@ -52,8 +52,9 @@ impl WithSimd for RowProducts<'_> {
     }
 }
 
+/// The inner product of two rows of equal length, in 16 partial sums. To be called within [`simd::dispatch`].
 #[inline(always)]
-fn inner_product(row: &[f32], x: &[f32]) -> f32 {
+pub fn inner_product(row: &[f32], x: &[f32]) -> f32 {
     let ((row, row_rest), (x, x_rest)) = (row.as_chunks::<LANES>(), x.as_chunks::<LANES>());
     let mut lanes = [0.0f32; LANES];
     for (row, x) in row.iter().zip(x) {

@@ -9,6 +9,7 @@ use crate::kernels::cpu_tensor;
 use crate::kernels::gemm::{Destination, MatrixMut, MatrixRef, gemm};
 use crate::kernels::narrow_product::narrow_product;
 use crate::kernels::op::{self, Input, Op};
+use crate::ops::grouped_lora::CHUNK;
 use crate::stack_layout::StackLayout;
 use candle_core::{Result, Shape, Tensor, bail};
 use rayon::prelude::*;
@@ -111,10 +112,6 @@ impl WeightedLora {
 
 /// The deltas as an op of `x` and the weights, on a CPU.
 struct WeightedOp(WeightedLora);
-
-/// Tokens of one task of the thread pool. Gradients are summed chunk by chunk, so that they are the same on any number of
-/// threads.
-const CHUNK: usize = 64;
 
 /// The values and dimensions of the inputs.
 struct WeightedOperands<'a> {

@@ -8,7 +8,7 @@ use crate::attention::segment::AttentionSegment;
 use crate::attention::softmax::Softmax;
 use crate::layer::soft_cap::SoftCap;
 use lorakit_lora::kernels::simd::{self, Simd, WithSimd};
-use lorakit_lora::kernels::vector_product::lane_sum;
+use lorakit_lora::kernels::vector_product::inner_product;
 use rayon::prelude::*;
 
 /// The most queries of a segment for which this is faster than matrix products.
@@ -106,20 +106,6 @@ impl WithSimd for AttendSegment<'_> {
             }
         }
     }
-}
-
-/// Partial sums of an inner product: enough that one need not wait for the other.
-const LANES: usize = 16;
-
-/// The inner product of a query and a key.
-#[inline(always)]
-fn inner_product(q: &[f32], k: &[f32]) -> f32 {
-    let ((q, q_rest), (k, k_rest)) = (q.as_chunks::<LANES>(), k.as_chunks::<LANES>());
-    let mut lanes = [0f32; LANES];
-    for (q, k) in q.iter().zip(k) {
-        (0..LANES).for_each(|lane| lanes[lane] += q[lane] * k[lane]);
-    }
-    lane_sum(lanes) + q_rest.iter().zip(k_rest).map(|(q, k)| q * k).sum::<f32>()
 }
 
 #[cfg(test)]

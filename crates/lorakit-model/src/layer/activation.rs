@@ -1,6 +1,6 @@
 //! The activations of MLPs, with their backward.
 
-use crate::vector_math::sigmoid;
+use crate::vector_math::{sigmoid, tanh};
 use candle_core::{Result, Shape, Tensor, bail};
 use lorakit_lora::kernels::op::{self, Input, Op};
 use lorakit_lora::kernels::output::written;
@@ -224,8 +224,7 @@ const CUBE: f32 = 0.044_715;
 /// `tanh(sqrt(2/π) (x + 0.044715 x³))`.
 #[inline(always)]
 fn inner(x: f32) -> f32 {
-    // tanh(u) = 2 sigmoid(2 u) - 1.
-    2.0 * sigmoid(2.0 * ROOT * (x + CUBE * x * x * x)) - 1.0
+    tanh(ROOT * (x + CUBE * x * x * x))
 }
 
 #[inline(always)]

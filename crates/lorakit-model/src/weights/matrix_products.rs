@@ -25,7 +25,8 @@ const TILE_ROWS: usize = 4096;
 
 impl MmapMatrix {
     /// `y[:, columns] = x Wᵀ`: `x` is `[tokens, columns of W]`, and `y` is `[tokens, width]`.
-    pub fn forward(&self, x: &[f32], y: &mut [f32], width: usize, columns: Range<usize>) {
+    #[cfg(test)]
+    pub(super) fn forward(&self, x: &[f32], y: &mut [f32], width: usize, columns: Range<usize>) {
         assert_eq!(columns.len(), self.rows(), "columns of the output");
         let y = MatrixMut::new(&mut y[columns.start..], x.len() / self.columns(), self.rows(), width);
         product(&[self], &Tokens::new(&[self], x, TokenPrecision::Exact), y);

@@ -82,15 +82,9 @@ impl LoraStack {
     pub fn parameters(&self) -> Result<Vec<Parameter>> {
         let mut parameters = Vec::new();
         for stack in self.sites.iter().flatten() {
-            let (mut a, mut b) = (Vec::new(), Vec::new());
-            for (expert, blocks) in stack.layouts.0.iter().enumerate() {
-                let span = |range: fn(&StackBlock) -> Range<usize>| {
-                    let ranges = || blocks.iter().map(range);
-                    ranges().map(|r| r.start).min().unwrap_or(0)..ranges().map(|r| r.end).max().unwrap_or(0)
-                };
-                a.push((expert, span(|block| block.a.clone())));
-                b.push((expert, span(|block| block.b.clone())));
-            }
+            let (layout, experts) = (&stack.layouts, 0..stack.layouts.0.len());
+            let a = experts.clone().map(|expert| (expert, layout.a_rows(expert))).collect();
+            let b = experts.map(|expert| (expert, layout.b_rows(expert))).collect();
             parameters.push(Parameter::new(format!("{}.A", stack.key), stack.a.clone(), a)?);
             parameters.push(Parameter::new(format!("{}.B", stack.key), stack.b.clone(), b)?);
         }
