@@ -234,7 +234,7 @@ impl RowLosses for Toward {
         Ok(candidates.iter().map(|w| vec![RowLoss { sum: 2.0 * loss(w), tokens: 2 }; 4]).collect())
     }
 
-    fn slopes(&mut self, at: &[f64]) -> Result<Vec<Vec<f64>>, LossError> {
+    fn gradients(&mut self, at: &[f64]) -> Result<Vec<Vec<f64>>, LossError> {
         Ok(vec![vec![at[0] - self.0[0], at[1] - self.0[1], 0.0]; 4])
     }
 }

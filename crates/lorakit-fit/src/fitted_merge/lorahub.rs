@@ -78,18 +78,18 @@ impl RowLosses for Losses<'_> {
         Ok(losses.chunks(n).map(<[RowLoss]>::to_vec).collect())
     }
 
-    fn slopes(&mut self, at: &[f64]) -> Result<Vec<Vec<f64>>, LossError> {
+    fn gradients(&mut self, at: &[f64]) -> Result<Vec<Vec<f64>>, LossError> {
         let trainable = Cat { per: Granularity::Expert, ..Cat::default() }.trainable_weights(self.context.experts)?;
         let (_, weights) = trainable.variables().into_iter().next().ok_or(FitError::NoGradient)?;
         let at: Vec<f32> = at.iter().map(|weight| *weight as f32).collect();
         weights.set(&Tensor::from_vec(at, weights.shape(), weights.device())?)?;
-        let slopes = |row: &Example| {
+        let of_row = |row: &Example| {
             let mut gradients = Gradients::default();
             let variables = std::slice::from_ref(&weights);
             self.loss.gradients(&[(None, row)], |_| Ok(trainable.patches()?), variables, &mut gradients)?;
             let gradient = gradients.of(&weights)?.ok_or(FitError::NoGradient)?;
             Ok(gradient.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f64::from).collect())
         };
-        self.rows.iter().map(slopes).collect()
+        self.rows.iter().map(of_row).collect()
     }
 }

@@ -134,7 +134,7 @@ pub struct QkNormDescriptor {
     pub rows: QkNormRows,
 }
 
-/// What a norm of queries or keys divides by the spread of.
+/// What a norm of queries or keys divides by the std of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QkNormRows {
     /// Each head by itself; all heads share the norm's weight.

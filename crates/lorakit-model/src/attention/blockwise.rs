@@ -6,7 +6,7 @@ use crate::attention::distance_bias::DistanceTable;
 use crate::attention::heads::AttentionHeads;
 use crate::attention::segment::AttentionSegment;
 use crate::attention::softmax::{Softmax, SoftmaxBackward};
-use crate::layer::soft_cap::{SoftCap, slope};
+use crate::layer::soft_cap::{SoftCap, derivative};
 use lorakit_lora::kernels::gemm::{Destination, MatrixMut, MatrixRef, gemm};
 use lorakit_lora::kernels::output::written;
 use lorakit_lora::kernels::simd;
@@ -258,10 +258,10 @@ impl AttentionHeads {
         simd::dispatch(Softmax { scores, width: seen.len(), visible });
     }
 
-    /// The slopes of the soft cap at capped scores, if there is one.
-    fn cap_slopes(&self, capped: &[f32]) -> Option<Vec<f32>> {
+    /// The derivatives of the soft cap at capped scores, if there is one.
+    fn cap_derivatives(&self, capped: &[f32]) -> Option<Vec<f32>> {
         let cap = self.soft_cap? as f32;
-        Some(capped.iter().map(|&score| slope(score, cap)).collect())
+        Some(capped.iter().map(|&score| derivative(score, cap)).collect())
     }
 
     /// The outputs of a task, `[shared heads][queries, features]`.
@@ -291,7 +291,7 @@ impl AttentionHeads {
 
     /// The gradients of a task from that of its outputs.
     ///
-    /// With `P` the weights: `dV = Pᵀ dO`, `dP = dO Vᵀ`, `dS = scale P (dP - rowsum(P dP))`, times the slope of a soft cap,
+    /// With `P` the weights: `dV = Pᵀ dO`, `dP = dO Vᵀ`, `dS = scale P (dP - rowsum(P dP))`, times the derivative of a soft cap,
     /// `dQ = dS K`, `dK = dSᵀ Q`; a bias has the sum of `dS` over its diagonal, without the scale.
     fn attend_backward(&self, task: &HeadTask, dout: &[f32]) -> TaskGradients {
         let f = self.features;
@@ -302,7 +302,7 @@ impl AttentionHeads {
         for head in 0..self.shared() {
             for block in blocks(task.queries) {
                 let (mut weights, seen) = self.scores(task, head, &block);
-                let slopes = self.cap_slopes(&weights);
+                let derivatives = self.cap_derivatives(&weights);
                 self.softmax(task, &block, &seen, &mut weights);
                 let (rows, keys) = (block.len(), seen.len());
                 let at = (head * task.queries + block.start) * f;
@@ -325,7 +325,7 @@ impl AttentionHeads {
                         own.iter_mut().zip(row).for_each(|(bias, ds)| *bias += ds);
                     }
                 }
-                weights.iter_mut().zip(slopes.iter().flatten()).for_each(|(ds, slope)| *ds *= slope);
+                weights.iter_mut().zip(derivatives.iter().flatten()).for_each(|(ds, derivative)| *ds *= derivative);
                 let ds = MatrixRef::new(&weights, rows, keys, keys);
                 let k = MatrixRef::new(&task.k[seen.start * f..], keys, f, f);
                 let q = MatrixRef::new(&task.q[at..], rows, f, f);

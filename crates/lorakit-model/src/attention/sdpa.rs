@@ -6,7 +6,7 @@
 //! <https://arxiv.org/abs/2410.02367>). Under a soft cap a shift of scores matters, and keys stay as they are.
 
 use crate::attention::heads::AttentionHeads;
-use crate::layer::soft_cap::{composed_slope, composed_soft_cap};
+use crate::layer::soft_cap::{composed_derivative, composed_soft_cap};
 use candle_core::{D, DType, Result, Tensor};
 use candle_nn::ops::softmax_last_dim;
 
@@ -69,15 +69,15 @@ impl Sdpa {
 
     /// From the output and its gradient, `[n, Q, queries * features]` each:
     ///
-    /// `dv = Pᵀ dy`, `dS = P (dy vᵀ - rowsum(dy y))`, times the slope of a soft cap, `dq = scale dS k` and
+    /// `dv = Pᵀ dy`, `dS = P (dy vᵀ - rowsum(dy y))`, times the derivative of a soft cap, `dq = scale dS k` and
     /// `dk = scale dSᵀ q`; `rowsum(P dP)` is `rowsum(dy y)`, of which there are fewer (Dao et al. 2022, <https://arxiv.org/abs/2205.14135>).
     pub(crate) fn gradients(&self, y: &Tensor, dy: &Tensor) -> Result<SdpaGradients> {
         let (y, dy) = (by_key_head(y, self.heads)?.broadcast_sub(&self.v_mean)?, by_key_head(dy, self.heads)?);
-        let along = (y * &dy)?.sum_keepdim(D::Minus1)?.to_dtype(self.heads.products)?;
+        let row_dot = (y * &dy)?.sum_keepdim(D::Minus1)?.to_dtype(self.heads.products)?;
         let scores = self.scores()?;
         let (p, dy) = (self.weights(&scores)?, dy.to_dtype(self.heads.products)?);
-        let ds = (dy.matmul(&self.v.t()?)?.broadcast_sub(&along)? * &p)?;
-        let ds = self.heads.soft_cap.map_or_else(|| Ok(ds.clone()), |cap| &ds * composed_slope(&scores, cap)?)?;
+        let ds = (dy.matmul(&self.v.t()?)?.broadcast_sub(&row_dot)? * &p)?;
+        let ds = self.heads.soft_cap.map_or_else(|| Ok(ds.clone()), |cap| &ds * composed_derivative(&scores, cap)?)?;
         let queries = self.mask.dim(2)?;
         let keys = self.k.dim(1)?;
         Ok(SdpaGradients {

@@ -345,37 +345,37 @@ struct QueryHead<S: Simd, const GROUPS: usize> {
     dout_rows: HeadRows<GROUPS>,
     dout: HeadLanes<S, GROUPS>,
     /// `dS` of a block of queries, in the places of their weights.
-    slopes: Vec<S::f32s>,
+    ds: Vec<S::f32s>,
 }
 
 impl<S: Simd, const GROUPS: usize> QueryHead<S, GROUPS> {
     /// The gradient of a block of queries, still rotated and not yet scaled, in place of their lanes; what it adds to the
     /// gradients of keys, still rotated, and of values is added. All are times [`WEIGHT_SCALE`] and [`GRADIENT_SCALE`].
     #[inline(always)]
-    fn backward(&mut self, simd: S, number: usize, block: &mut QueryBlock<S>, of: &mut KeyHead<S, GROUPS>) {
+    fn backward(&mut self, simd: S, number: usize, block: &mut QueryBlock<S>, kv: &mut KeyHead<S, GROUPS>) {
         let (seen, places) = block.keys();
         let (zero, dout) = (simd.splat_f32s(0.0), *self.dout.block(number));
-        make_places(simd, &mut self.slopes, block.weights.len(), places.clone());
-        let mut along = zero;
-        let weights = block.weights[places.clone()].iter_mut().zip(&mut self.slopes[places.clone()]);
-        for ((weight, slope), value) in weights.zip(of.values.at(seen.clone())) {
+        make_places(simd, &mut self.ds, block.weights.len(), places.clone());
+        let mut row_dot = zero;
+        let weights = block.weights[places.clone()].iter_mut().zip(&mut self.ds[places.clone()]);
+        for ((weight, ds), value) in weights.zip(kv.values.at(seen.clone())) {
             *weight = simd.mul_f32s(*weight, block.inverse);
-            *slope = inner_product(simd, value, &dout);
-            along = simd.mul_add_e_f32s(*weight, *slope, along);
+            *ds = inner_product(simd, value, &dout);
+            row_dot = simd.mul_add_e_f32s(*weight, *ds, row_dot);
         }
-        let along = simd.mul_f32s(along, simd.splat_f32s(1.0 / WEIGHT_SCALE));
+        let row_dot = simd.mul_f32s(row_dot, simd.splat_f32s(1.0 / WEIGHT_SCALE));
         let mut dq = [[zero; FEATURES]; GROUPS];
-        let weights = block.weights[places.clone()].iter().zip(&mut self.slopes[places]);
-        for ((&weight, slope), key) in weights.zip(of.keys.at(seen)) {
-            *slope = simd.mul_f32s(weight, simd.sub_f32s(*slope, along));
-            add_weighted(simd, *slope, key, &mut dq);
+        let weights = block.weights[places.clone()].iter().zip(&mut self.ds[places]);
+        for ((&weight, ds), key) in weights.zip(kv.keys.at(seen)) {
+            *ds = simd.mul_f32s(weight, simd.sub_f32s(*ds, row_dot));
+            add_weighted(simd, *ds, key, &mut dq);
         }
         *self.lanes.block_mut(number) = dq;
         // With keys as lanes, a query's row is added to all keys of a block at once.
-        let tiles = block.weights.chunks_exact_mut(S::F32_LANES).zip(self.slopes.chunks_exact_mut(S::F32_LANES));
-        for (tile, (weights, slopes)) in tiles.enumerate() {
+        let tiles = block.weights.chunks_exact_mut(S::F32_LANES).zip(self.ds.chunks_exact_mut(S::F32_LANES));
+        for (tile, (weights, ds)) in tiles.enumerate() {
             let keys = block.first / S::F32_LANES + tile;
-            for (square, rows, gradient) in [(weights, &self.dout_rows, &mut of.dv), (slopes, &self.rows, &mut of.dk)] {
+            for (square, rows, gradient) in [(weights, &self.dout_rows, &mut kv.dv), (ds, &self.rows, &mut kv.dk)] {
                 transpose_square(simd, square);
                 let mut sums = *gradient.block(keys);
                 for (&weights, row) in square.iter().zip(rows.at(block.queries.clone())) {
@@ -396,54 +396,54 @@ impl<const GROUPS: usize> WithSimd for AttendBackward<'_, GROUPS> {
         let (heads, count, fused) = (segment.heads, segment.count(), segment.heads.fused_width());
         let (features, unscale) = (GROUPS * FEATURES, 1.0 / (WEIGHT_SCALE * GRADIENT_SCALE));
         let (rope, mut block) = (segment.rope(simd), QueryBlock::<S>::new(simd, segment.heads));
-        let mut of =
+        let mut kv =
             KeyHead { keys: HeadRows::new(), values: HeadRows::new(), dk: HeadLanes::new(), dv: HeadLanes::new() };
-        let mut own = QueryHead::<S, GROUPS> {
+        let mut query = QueryHead::<S, GROUPS> {
             rows: HeadRows::new(),
             lanes: HeadLanes::new(),
             dout_rows: HeadRows::new(),
             dout: HeadLanes::new(),
-            slopes: Vec::new(),
+            ds: Vec::new(),
         };
         for key_head in 0..heads.keys {
             let [key_number, value_number] = [heads.queries + key_head, heads.queries + heads.keys + key_head];
-            segment.read(simd, key_number, &mut of.keys);
-            of.dk.read(simd, &of.keys);
-            of.dk.rotate(simd, &rope, false);
-            of.keys.read_lanes(simd, &of.dk);
-            segment.read(simd, value_number, &mut of.values);
-            of.dk.clear(simd, count);
-            of.dv.clear(simd, count);
+            segment.read(simd, key_number, &mut kv.keys);
+            kv.dk.read(simd, &kv.keys);
+            kv.dk.rotate(simd, &rope, false);
+            kv.keys.read_lanes(simd, &kv.dk);
+            segment.read(simd, value_number, &mut kv.values);
+            kv.dk.clear(simd, count);
+            kv.dv.clear(simd, count);
             for head in key_head * heads.shared()..(key_head + 1) * heads.shared() {
-                segment.read(simd, head, &mut own.rows);
-                own.lanes.read(simd, &own.rows);
-                own.lanes.rotate(simd, &rope, false);
-                own.lanes.scale(simd, heads.kernel_scale());
-                own.rows.read_lanes(simd, &own.lanes);
-                own.dout_rows.read(simd, dout, heads.queries * features, head * features);
-                own.dout.read(simd, &own.dout_rows);
-                own.dout.scale(simd, GRADIENT_SCALE);
-                own.dout_rows.read_lanes(simd, &own.dout);
+                segment.read(simd, head, &mut query.rows);
+                query.lanes.read(simd, &query.rows);
+                query.lanes.rotate(simd, &rope, false);
+                query.lanes.scale(simd, heads.kernel_scale());
+                query.rows.read_lanes(simd, &query.lanes);
+                query.dout_rows.read(simd, dout, heads.queries * features, head * features);
+                query.dout.read(simd, &query.dout_rows);
+                query.dout.scale(simd, GRADIENT_SCALE);
+                query.dout_rows.read_lanes(simd, &query.dout);
                 for (number, (queries, is_wanted)) in segment.blocks::<S>().enumerate() {
                     if !is_wanted {
-                        *own.lanes.block_mut(number) = [[simd.splat_f32s(0.0); FEATURES]; GROUPS];
+                        *query.lanes.block_mut(number) = [[simd.splat_f32s(0.0); FEATURES]; GROUPS];
                         continue;
                     }
-                    block.compute(simd, (heads, queries), own.lanes.block(number), &of.keys);
-                    own.backward(simd, number, &mut block, &mut of);
+                    block.compute(simd, (heads, queries), query.lanes.block(number), &kv.keys);
+                    query.backward(simd, number, &mut block, &mut kv);
                 }
-                own.lanes.scale(simd, unscale);
-                own.lanes.rotate(simd, &rope, true);
-                own.lanes.scale(simd, heads.kernel_scale());
-                own.rows.read_lanes(simd, &own.lanes);
-                own.rows.write(dqkv, fused, head * features);
+                query.lanes.scale(simd, unscale);
+                query.lanes.rotate(simd, &rope, true);
+                query.lanes.scale(simd, heads.kernel_scale());
+                query.rows.read_lanes(simd, &query.lanes);
+                query.rows.write(dqkv, fused, head * features);
             }
-            of.dk.scale(simd, unscale);
-            of.dk.rotate(simd, &rope, true);
-            of.dv.scale(simd, unscale);
-            for (gradient, number) in [(&of.dk, key_number), (&of.dv, value_number)] {
-                of.keys.read_lanes(simd, gradient);
-                of.keys.write(dqkv, fused, number * features);
+            kv.dk.scale(simd, unscale);
+            kv.dk.rotate(simd, &rope, true);
+            kv.dv.scale(simd, unscale);
+            for (gradient, number) in [(&kv.dk, key_number), (&kv.dv, value_number)] {
+                kv.keys.read_lanes(simd, gradient);
+                kv.keys.write(dqkv, fused, number * features);
             }
         }
     }

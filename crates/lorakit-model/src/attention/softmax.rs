@@ -46,8 +46,8 @@ impl WithSimd for SoftmaxBackward<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
         for (p, dp) in self.weights.chunks_exact_mut(self.width).zip(self.dp.chunks_exact(self.width)) {
-            let along = dot(p, dp);
-            p.iter_mut().zip(dp).for_each(|(p, dp)| *p *= dp - along);
+            let row_dot = dot(p, dp);
+            p.iter_mut().zip(dp).for_each(|(p, dp)| *p *= dp - row_dot);
         }
     }
 }

@@ -56,8 +56,8 @@ pub fn composed_swiglu(x: &Tensor) -> Result<Tensor> {
     with_vjp(x, (gate.silu()? * &up)?, move |dy| {
         let s = candle_nn::ops::sigmoid(&gate.contiguous()?)?;
         let silu = (&gate * &s)?;
-        let slope = ((&s + &silu)? - (&silu * &s)?)?;
-        Tensor::cat(&[((dy * &up)? * slope)?, (dy * silu)?], 1)
+        let derivative = ((&s + &silu)? - (&silu * &s)?)?;
+        Tensor::cat(&[((dy * &up)? * derivative)?, (dy * silu)?], 1)
     })
 }
 
@@ -144,7 +144,7 @@ impl WithSimd for GatedTokenBackward<'_> {
             }),
             Gate::Gelu => values.for_each(|((dgate, dup), ((&gate, &up), &dy))| {
                 *dup = dy * gelu(gate);
-                *dgate = dy * up * gelu_slope(gate);
+                *dgate = dy * up * gelu_derivative(gate);
             }),
         }
     }
@@ -232,12 +232,12 @@ fn gelu(x: f32) -> f32 {
     0.5 * x * (1.0 + inner(x))
 }
 
-/// The slope of [`gelu`].
+/// The derivative of [`gelu`].
 #[inline(always)]
-fn gelu_slope(x: f32) -> f32 {
+fn gelu_derivative(x: f32) -> f32 {
     let t = inner(x);
-    let slope = ROOT * (1.0 + 3.0 * CUBE * x * x);
-    0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * slope
+    let du = ROOT * (1.0 + 3.0 * CUBE * x * x);
+    0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * du
 }
 
 /// `y` of some values.
@@ -262,7 +262,7 @@ impl WithSimd for GeluChunkBackward<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
         let Self(dx, x, dy) = self;
-        dx.iter_mut().zip(x).zip(dy).for_each(|((dx, &x), &dy)| *dx = dy * gelu_slope(x));
+        dx.iter_mut().zip(x).zip(dy).for_each(|((dx, &x), &dy)| *dx = dy * gelu_derivative(x));
     }
 }
 

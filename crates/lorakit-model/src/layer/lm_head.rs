@@ -175,12 +175,12 @@ impl LmHead {
         }
         let bias = self.bias.as_ref().map(|b| b.to_vec1::<f32>()).transpose()?;
         let nll = Nll { weight, precision, bias, scale: self.scale, targets, wanted: h.track_op() };
-        let (losses, slopes) = cpu_tensor::with_values(&h.detach().contiguous()?, NAME, |h| nll.forward(h))?;
+        let (losses, dh) = cpu_tensor::with_values(&h.detach().contiguous()?, NAME, |h| nll.forward(h))?;
         let losses = Tensor::from_vec(losses, n, h.device())?;
         if !nll.wanted {
             return Ok(losses);
         }
-        scaled_slopes(h, losses, Tensor::from_vec(slopes, (n, d), h.device())?)
+        with_hidden_gradients(h, losses, Tensor::from_vec(dh, (n, d), h.device())?)
     }
 
     /// The same made of candle's own ops, for weights that train or live on a device.
@@ -194,14 +194,14 @@ impl LmHead {
         }
         let (wanted, at) = (h.track_op(), h.detach());
         let tokens = (CHUNK / self.vocabulary).max(1);
-        let (mut losses, mut slopes) = (Vec::new(), Vec::new());
+        let (mut losses, mut dh) = (Vec::new(), Vec::new());
         for start in (0..targets.len()).step_by(tokens) {
             let count = tokens.min(targets.len() - start);
             let logits = self.logits(&at.narrow(0, start, count)?, None)?;
             let index = index.narrow(0, start, count)?.contiguous()?;
             let loss = log_losses(&logits, &index)?;
             if wanted {
-                slopes.push(gradient_product(&self.logit_gradient(&logits, &loss, &index)?, weight)?);
+                dh.push(gradient_product(&self.logit_gradient(&logits, &loss, &index)?, weight)?);
             }
             losses.push(loss);
         }
@@ -212,7 +212,7 @@ impl LmHead {
         if !wanted {
             return Ok(losses);
         }
-        scaled_slopes(h, losses, Tensor::cat(&slopes, 0)?)
+        with_hidden_gradients(h, losses, Tensor::cat(&dh, 0)?)
     }
 
     /// The gradient of each loss by the head's logits before they are scaled, `softmax - onehot`.
@@ -311,9 +311,9 @@ impl ChunkedLoss {
     }
 }
 
-/// `losses`, `[n]`, as a function of `h`, `[n, d]`, from `slopes[i] = d losses[i] / d h[i]`.
-fn scaled_slopes(h: &Tensor, losses: Tensor, slopes: Tensor) -> Result<Tensor> {
-    with_vjp(h, losses, move |dy| slopes.broadcast_mul(&dy.unsqueeze(1)?))
+/// `losses`, `[n]`, as a function of `h`, `[n, d]`, from `dh[i] = d losses[i] / d h[i]`.
+fn with_hidden_gradients(h: &Tensor, losses: Tensor, dh: Tensor) -> Result<Tensor> {
+    with_vjp(h, losses, move |dy| dh.broadcast_mul(&dy.unsqueeze(1)?))
 }
 
 /// `-log softmax(logits)[index]` of each row, `[n, 1]`.
@@ -340,7 +340,7 @@ impl Nll<'_> {
         let (n, d, vocabulary) = (self.targets.len(), self.weight.columns(), self.weight.rows());
         let tokens = (CHUNK / vocabulary).clamp(1, n.max(1));
         let mut losses = vec![0.0; n];
-        let mut slopes = vec![0.0; if self.wanted { n * d } else { 0 }];
+        let mut dh = vec![0.0; if self.wanted { n * d } else { 0 }];
         for start in (0..n).step_by(tokens) {
             let end = (start + tokens).min(n);
             let h = &h[start * d..end * d];
@@ -349,12 +349,12 @@ impl Nll<'_> {
             let mut logits = unsafe { written((end - start) * vocabulary, product) };
             self.chunk(&mut logits, &self.targets[start..end], &mut losses[start..end]);
             if self.wanted {
-                let slopes = &mut slopes[start * d..end * d];
+                let dh = &mut dh[start * d..end * d];
                 let dlogits = MatrixRef::new(&logits, end - start, vocabulary, vocabulary);
-                self.weight.backward(dlogits, slopes, Destination::Overwrite);
+                self.weight.backward(dlogits, dh, Destination::Overwrite);
             }
         }
-        (losses, slopes)
+        (losses, dh)
     }
 
     /// Losses of some tokens; their logits become `softmax - onehot` if the gradient is wanted.
@@ -385,7 +385,7 @@ impl WithSimd for TokenLoss<'_> {
             row.iter_mut().zip(bias).for_each(|(l, b)| *l += b);
         }
         op.scale.apply(simd, row);
-        // The slope of a cap is that at the capped logits, which the exponentials replace.
+        // The derivative of a cap is that at the capped logits, which the exponentials replace.
         let capped = if op.wanted && op.scale.soft_cap.is_some() { row.to_vec() } else { Vec::new() };
         let (max, chosen) = (largest(row), row[target]);
         row.iter_mut().for_each(|l| *l = exp(*l - max));

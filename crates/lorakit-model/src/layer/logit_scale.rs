@@ -1,6 +1,6 @@
 //! The multiplier and the soft cap of logits (Granite, Gemma 2).
 
-use crate::layer::soft_cap::{SoftCap, composed_slope, composed_soft_cap, slope};
+use crate::layer::soft_cap::{SoftCap, composed_derivative, composed_soft_cap, derivative};
 use candle_core::{Result, Tensor};
 use lorakit_lora::kernels::simd::{Simd, WithSimd};
 
@@ -29,7 +29,7 @@ impl LogitScale {
     /// The gradient of the logits before from that of the scaled ones.
     pub(crate) fn composed_gradient(self, scaled: &Tensor, gradient: Tensor) -> Result<Tensor> {
         let gradient = match self.soft_cap {
-            Some(cap) => (gradient * composed_slope(scaled, cap)?)?,
+            Some(cap) => (gradient * composed_derivative(scaled, cap)?)?,
             None => gradient,
         };
         if self.multiplier == 1.0 { Ok(gradient) } else { gradient * self.multiplier }
@@ -51,7 +51,7 @@ impl LogitScale {
     #[inline(always)]
     pub(crate) fn gradient(self, scaled: &[f32], gradient: &mut [f32]) {
         if let Some(cap) = self.soft_cap {
-            gradient.iter_mut().zip(scaled).for_each(|(g, &y)| *g *= slope(y, cap as f32));
+            gradient.iter_mut().zip(scaled).for_each(|(g, &y)| *g *= derivative(y, cap as f32));
         }
         if self.multiplier != 1.0 {
             let multiplier = self.multiplier as f32;

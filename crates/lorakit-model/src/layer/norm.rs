@@ -92,18 +92,18 @@ impl Norm {
 
     /// The same as [`Norm::forward`] without the bias, on any device; the reference that tests compare with.
     ///
-    /// With a frozen weight only `x` is kept for the backward: with `n = (x - mean) / spread` and `g = dy w`,
-    /// `dx = (g - n mean(g n) - mean(g)) / spread`, where `mean(g)` and the mean of `x` are LayerNorm's only.
+    /// With a frozen weight only `x` is kept for the backward: with `n = (x - mean) / std` and `g = dy w`,
+    /// `dx = (g - n mean(g n) - mean(g)) / std`, where `mean(g)` and the mean of `x` are LayerNorm's only.
     pub fn composed(&self, x: &Tensor) -> Result<Tensor> {
         if self.weight.track_op() {
             return self.normed(x)?.0.broadcast_mul(&self.factors()?);
         }
         let (at, norm) = (x.detach(), self.clone());
         with_vjp(x, self.normed(&at)?.0.broadcast_mul(&self.weight)?, move |dy| {
-            let (normed, spread) = norm.normed(&at)?;
+            let (normed, std) = norm.normed(&at)?;
             let g = dy.broadcast_mul(&norm.weight)?;
-            let along = normed.broadcast_mul(&(&g * &normed)?.mean_keepdim(1)?)?;
-            norm.centered(&g)?.sub(&along)?.broadcast_div(&spread)
+            let gn = normed.broadcast_mul(&(&g * &normed)?.mean_keepdim(1)?)?;
+            norm.centered(&g)?.sub(&gn)?.broadcast_div(&std)
         })
     }
 
@@ -115,11 +115,11 @@ impl Norm {
         }
     }
 
-    /// Every row of `x` divided by its spread, centered if the kind says so, and the spreads, `[tokens, 1]`.
+    /// Every row of `x` divided by its std, centered if the kind says so, and the stds, `[tokens, 1]`.
     fn normed(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
         let centered = self.centered(x)?;
-        let spread = (centered.sqr()?.mean_keepdim(1)? + self.epsilon)?.sqrt()?;
-        Ok((centered.broadcast_div(&spread)?, spread))
+        let std = (centered.sqr()?.mean_keepdim(1)? + self.epsilon)?.sqrt()?;
+        Ok((centered.broadcast_div(&std)?, std))
     }
 }
 
@@ -131,7 +131,7 @@ struct NormOp {
 }
 
 impl NormOp {
-    /// Mean and reciprocal spread of a row.
+    /// Mean and `1 / std` of a row.
     #[inline(always)]
     fn moments(&self, x: &[f32]) -> (f32, f32) {
         let n = x.len() as f32;
@@ -190,7 +190,7 @@ impl Op<2> for NormOp {
         Ok((unsafe { written(x.len(), write) }, (tokens, d).into()))
     }
 
-    /// With `n = (x - mean) / spread` and `g = dy w`: `dx = (g - [mean(g)] - n mean(g n)) / spread`, where the bracket is
+    /// With `n = (x - mean) / std` and `g = dy w`: `dx = (g - [mean(g)] - n mean(g n)) / std`, where the bracket is
     /// LayerNorm's only; `dw = sum over tokens of dy n`.
     fn backward(&self, [x, w]: [Input; 2], dy: &[f32], [of_x, of_w]: [bool; 2]) -> Result<[Option<Vec<f32>>; 2]> {
         let d = x.matrix()?.1;
@@ -212,9 +212,9 @@ impl WithSimd for NormRow<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let (mean, inverse) = self.op.moments(self.x);
+        let (mean, rstd) = self.op.moments(self.x);
         for ((y, &x), &w) in self.y.iter_mut().zip(self.x).zip(self.w) {
-            *y = (x - mean) * inverse * w;
+            *y = (x - mean) * rstd * w;
         }
         self.y.iter_mut().zip(&self.op.bias).for_each(|(y, bias)| *y += bias);
     }
@@ -235,18 +235,18 @@ impl WithSimd for NormRowBackward<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
         let Self { op, dx, x, w, dy } = self;
-        let (mean, inverse) = op.moments(x);
+        let (mean, rstd) = op.moments(x);
         for ((dx, &dy), &w) in dx.iter_mut().zip(dy).zip(w) {
             *dx = dy * w;
         }
-        let share = match op.kind {
+        let mean_g = match op.kind {
             NormKind::Rms | NormKind::RmsPlusOne => 0.0,
             NormKind::Layer => sum(dx, |g| g) / x.len() as f32,
         };
-        // mean(g n) = inverse (mean(dy w x) - mean(x) mean(dy w)).
-        let along = inverse * (dot3(dy, w, x) / x.len() as f32 - mean * share);
+        // mean(g n) = rstd (mean(dy w x) - mean(x) mean(dy w)).
+        let mean_gn = rstd * (dot3(dy, w, x) / x.len() as f32 - mean * mean_g);
         for (dx, &x) in dx.iter_mut().zip(x) {
-            *dx = inverse * (*dx - share - (x - mean) * inverse * along);
+            *dx = rstd * (*dx - mean_g - (x - mean) * rstd * mean_gn);
         }
     }
 }
@@ -293,9 +293,9 @@ impl NormOp {
     fn weight_gradient(&self, x: &[f32], dy: &[f32], d: usize) -> Vec<f32> {
         let mut dw = vec![0.0; d];
         for (x, dy) in x.chunks_exact(d).zip(dy.chunks_exact(d)) {
-            let (mean, inverse) = self.moments(x);
+            let (mean, rstd) = self.moments(x);
             for ((dw, &x), &dy) in dw.iter_mut().zip(x).zip(dy) {
-                *dw += dy * (x - mean) * inverse;
+                *dw += dy * (x - mean) * rstd;
             }
         }
         dw

@@ -21,9 +21,9 @@ impl WithSimd for SoftCap<'_> {
     }
 }
 
-/// The slope of the cap where its output is `y`: `1 - (y / cap)²`.
+/// The derivative of the cap where its output is `y`: `1 - (y / cap)²`.
 #[inline(always)]
-pub(crate) fn slope(y: f32, cap: f32) -> f32 {
+pub(crate) fn derivative(y: f32, cap: f32) -> f32 {
     let t = y / cap;
     1.0 - t * t
 }
@@ -33,7 +33,7 @@ pub(crate) fn composed_soft_cap(x: &Tensor, cap: f64) -> Result<Tensor> {
     (x / cap)?.tanh()? * cap
 }
 
-/// The slopes of the cap where its outputs are `y`.
-pub(crate) fn composed_slope(y: &Tensor, cap: f64) -> Result<Tensor> {
+/// The derivatives of the cap where its outputs are `y`.
+pub(crate) fn composed_derivative(y: &Tensor, cap: f64) -> Result<Tensor> {
     (y / cap)?.sqr()?.affine(-1.0, 1.0)
 }

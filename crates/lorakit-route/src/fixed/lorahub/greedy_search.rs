@@ -2,13 +2,13 @@
 //!
 //! The first round tries each expert alone, at full and at half strength. Each further round adds one expert: at full
 //! strength, at half strength, or as one more member of a mean. The candidates are the experts along whose weights the
-//! loss falls most steeply at the current mixture; one backward pass gives the slopes of all experts. (Mixing A and B
-//! separately has zero slopes at zero.) The number of rounds is chosen by cross-validation (leave-one-out, or
+//! loss falls most steeply at the current mixture; one backward pass gives the gradients of all experts' weights. (Mixing
+//! A and B separately has zero gradients at zero.) The number of rounds is chosen by cross-validation (leave-one-out, or
 //! [`FOLDS`] folds for more rows), where every fold runs its own rounds. If no number of rounds beats the base on
 //! held-out rows, the weights are zero. The reported held-out loss is that of the chosen number of rounds, and
 //! therefore slightly optimistic, as a minimum over a few values.
 //!
-//! The search needs about as many evaluations as COBYLA (40), most of them in batches. In a large library, slopes also
+//! The search needs about as many evaluations as COBYLA (40), most of them in batches. In a large library, gradients also
 //! choose the experts that are tried alone.
 
 use crate::error::{Result, RouteError};
@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 
 /// The maximum number of cross-validation folds.
 const FOLDS: usize = 10;
-/// Above this number of experts, slopes choose those that are tried alone.
+/// Above this number of experts, gradients choose those that are tried alone.
 const SCREENED: usize = 32;
 /// The number of candidates per round after the first.
 const BESIDE: usize = 6;
@@ -31,7 +31,7 @@ pub fn find(experts: usize, most: usize, losses: &mut dyn RowLosses) -> Result<S
     // A round adds one expert.
     let most = most.min(experts);
     let zero = vec![0.0; experts];
-    let mut rows = SearchedRows { experts, most, asked: BTreeMap::new(), slopes: BTreeMap::new(), losses };
+    let mut rows = SearchedRows { experts, most, asked: BTreeMap::new(), gradients: BTreeMap::new(), losses };
     rows.ask(std::slice::from_ref(&zero))?;
     let count = rows.of(&zero).len();
     if count == 0 {
@@ -78,8 +78,8 @@ struct SearchedRows<'a> {
     most: usize,
     /// Losses of the rows, by the bits of the weights.
     asked: BTreeMap<Vec<u64>, Vec<RowLoss>>,
-    /// Slopes of the rows, by the bits of the weights.
-    slopes: BTreeMap<Vec<u64>, Vec<Vec<f64>>>,
+    /// Gradients of the rows' losses, by the bits of the weights.
+    gradients: BTreeMap<Vec<u64>, Vec<Vec<f64>>>,
     losses: &'a mut dyn RowLosses,
 }
 
@@ -149,13 +149,13 @@ impl SearchedRows<'_> {
         if left.len() <= count {
             return Ok(left);
         }
-        if !self.slopes.contains_key(&key(at)) {
-            let slopes = self.losses.slopes(at).map_err(RouteError::Model)?;
-            self.slopes.insert(key(at), slopes);
+        if !self.gradients.contains_key(&key(at)) {
+            let gradients = self.losses.gradients(at).map_err(RouteError::Model)?;
+            self.gradients.insert(key(at), gradients);
         }
-        let slopes = self.slopes.get(&key(at)).map_or(&[][..], Vec::as_slice);
+        let gradients = self.gradients.get(&key(at)).map_or(&[][..], Vec::as_slice);
         let sum = |expert: usize| -> f64 {
-            slopes.iter().zip(included).filter(|(_, included)| **included).map(|(row, _)| row[expert]).sum()
+            gradients.iter().zip(included).filter(|(_, included)| **included).map(|(row, _)| row[expert]).sum()
         };
         let sums: Vec<f64> = (0..self.experts).map(sum).collect();
         left.sort_by(|a, b| sums[*a].total_cmp(&sums[*b]));
@@ -191,7 +191,7 @@ mod tests {
             Ok(candidates.iter().map(row).collect())
         }
 
-        fn slopes(&mut self, at: &[f64]) -> Result<Vec<Vec<f64>>, LossError> {
+        fn gradients(&mut self, at: &[f64]) -> Result<Vec<Vec<f64>>, LossError> {
             let row = |t: &Vec<f64>| t.iter().zip(at).map(|(t, w)| 2.0 * (w - t)).collect();
             Ok(self.targets.iter().map(row).collect())
         }

@@ -34,7 +34,7 @@ pub trait RowLosses {
     ///
     /// # Errors
     /// If the model fails.
-    fn slopes(&mut self, at: &[f64]) -> Result<Vec<Vec<f64>>, LossError>;
+    fn gradients(&mut self, at: &[f64]) -> Result<Vec<Vec<f64>>, LossError>;
 }
 
 /// Fitted weights with their losses.
