@@ -38,7 +38,7 @@ pub struct CommandContext {
 impl CommandContext {
     /// The context for these global options.
     pub fn new(global: &GlobalArgs) -> Result<Self> {
-        SimdLevel::asked().map_err(usage_error)?;
+        SimdLevel::from_env().map_err(usage_error)?;
         Ok(Self {
             output: Output { json: global.json, quiet: global.quiet, verbose: global.verbose > 0 },
             seed: global.seed,

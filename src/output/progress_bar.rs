@@ -99,8 +99,8 @@ impl TrainingBars {
                     .map_or(String::new(), |(step, loss)| format!(", best validation loss {loss:.4} at step {step}"));
                 self.detail(format!("{expert}: finished{best}"));
             }
-            TrainEvent::Failed { expert, why } => {
-                self.bar.suspend(|| self.output.warn(format!("{expert} stopped: {why}")))
+            TrainEvent::Failed { expert, reason } => {
+                self.bar.suspend(|| self.output.warn(format!("{expert} stopped: {reason}")))
             }
         }
     }

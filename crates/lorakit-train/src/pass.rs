@@ -127,9 +127,9 @@ impl<'a> Pass<'a> {
         if !base.variables().is_empty() {
             return Err(TrainError::TrainableBase);
         }
-        let starts: Vec<Option<Adapter>> =
+        let inits: Vec<Option<Adapter>> =
             jobs.iter().map(|job| job.init.as_ref().map(|init| init.adapter.clone())).collect();
-        let stack = LoraStack::new(base, &starts, config, seed)?;
+        let stack = LoraStack::new(base, &inits, config, seed)?;
         let parameters = stack.parameters()?;
         Ok(Self::start(context, jobs, TrainableSet::Adapters(stack), parameters))
     }

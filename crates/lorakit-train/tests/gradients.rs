@@ -139,11 +139,11 @@ fn assert_adapter_gradients(base: &Base, tie: bool, label: &str) {
         true => ("attention", Activations::Recomputed),
     };
     let settings = settings(&format!("rank = 3\nalpha = 5\ntarget_modules = '{targets}'\ntie_qkv = {tie}"));
-    let starts: Vec<Option<Adapter>> = match tie {
+    let inits: Vec<Option<Adapter>> = match tie {
         false => (0..2).map(|e| Some(random_adapter(base, e, 3, settings.scale()))).collect(),
         true => vec![None, None],
     };
-    let stack = LoraStack::new(base, &starts, &settings, 1).unwrap();
+    let stack = LoraStack::new(base, &inits, &settings, 1).unwrap();
     let parameters = stack.parameters().unwrap();
     let variables: Vec<(String, Var)> =
         parameters.iter().map(|p| (p.name().to_string(), p.variable().clone())).collect();
@@ -197,9 +197,9 @@ fn gradients_of_every_weight_of_a_trainable_base_match_finite_differences() {
 /// Experts with non-zero values in all linear modules.
 fn stack_of(base: &Base, experts: u64) -> LoraStack {
     let settings = settings("rank = 3\nalpha = 5\ntarget_modules = 'all-linear'");
-    let starts: Vec<Option<Adapter>> =
+    let inits: Vec<Option<Adapter>> =
         (0..experts).map(|e| Some(random_adapter(base, e, 3, settings.scale()))).collect();
-    LoraStack::new(base, &starts, &settings, 1).unwrap()
+    LoraStack::new(base, &inits, &settings, 1).unwrap()
 }
 
 /// With dropout, and an expert without rows.

@@ -13,7 +13,7 @@ use pulp::Arch;
 use std::sync::LazyLock;
 
 /// The environment variable that asks for a level.
-pub const VARIABLE: &str = "LORAKIT_SIMD";
+pub const ENV_VAR: &str = "LORAKIT_SIMD";
 
 /// A set of vector instructions, from narrow to wide. On machines other than x86, whatever vectors there are count as
 /// [`SimdLevel::Scalar`].
@@ -29,8 +29,8 @@ pub enum SimdLevel {
 
 /// Read from the environment once: each call of a kernel asks for it.
 static CURRENT: LazyLock<SimdLevel> = LazyLock::new(|| {
-    let asked = SimdLevel::asked().ok().flatten();
-    asked.map_or(SimdLevel::widest(), |level| level.min(SimdLevel::widest()))
+    let requested = SimdLevel::from_env().ok().flatten();
+    requested.map_or(SimdLevel::widest(), |level| level.min(SimdLevel::widest()))
 });
 
 impl SimdLevel {
@@ -66,17 +66,17 @@ impl SimdLevel {
     ///
     /// # Errors
     /// If it asks for none of these, or for one that this machine does not have: a sentence that says what to do.
-    pub fn asked() -> Result<Option<Self>, String> {
-        let Some(value) = std::env::var_os(VARIABLE) else { return Ok(None) };
+    pub fn from_env() -> Result<Option<Self>, String> {
+        let Some(value) = std::env::var_os(ENV_VAR) else { return Ok(None) };
         match Self::ALL.into_iter().find(|level| value == level.name()) {
             Some(level) if level <= Self::widest() => Ok(Some(level)),
             Some(level) => Err(format!(
-                "{VARIABLE} asks for {}, which this machine does not have; its widest is {}",
+                "{ENV_VAR} asks for {}, which this machine does not have; its widest is {}",
                 level.name(),
                 Self::widest().name()
             )),
             None => Err(format!(
-                "{VARIABLE} is `{}`; expected one of {}, or no such variable",
+                "{ENV_VAR} is `{}`; expected one of {}, or no such variable",
                 value.to_string_lossy(),
                 Self::ALL.map(Self::name).join(", ")
             )),

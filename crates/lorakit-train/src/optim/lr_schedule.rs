@@ -28,13 +28,13 @@ impl LrSchedule {
     /// A warm-up over `ceil(warmup_ratio * steps)` steps, then `kind`. At least the last step is not part of the warm-up,
     /// whose first step has rate zero: a single step would change nothing.
     pub fn new(kind: LrSchedulerType, warmup_ratio: f64, steps: usize) -> Self {
-        Self { kind, warmup: asked_warmup(warmup_ratio, steps).min(steps.saturating_sub(1)), steps }
+        Self { kind, warmup: requested_warmup(warmup_ratio, steps).min(steps.saturating_sub(1)), steps }
     }
 
     /// The steps of warm-up where the ratio alone would make all steps warm-up.
     pub fn shortened_warmup(warmup_ratio: f64, steps: usize) -> Option<usize> {
         let most = steps.saturating_sub(1);
-        (asked_warmup(warmup_ratio, steps) > most).then_some(most)
+        (requested_warmup(warmup_ratio, steps) > most).then_some(most)
     }
 
     /// The same after a warm-up over `warmup` steps. If there are no more steps than these, the peak is never reached.
@@ -65,8 +65,8 @@ impl LrSchedule {
     }
 }
 
-/// The steps of warm-up that the ratio asks for.
-fn asked_warmup(warmup_ratio: f64, steps: usize) -> usize {
+/// The steps of warm-up that the ratio requests.
+fn requested_warmup(warmup_ratio: f64, steps: usize) -> usize {
     (warmup_ratio * steps as f64).ceil() as usize
 }
 

@@ -186,9 +186,9 @@ fn process_bytes(base: &Base) -> u64 {
     if base.device().is_cpu() { device_memory::process_bytes().unwrap_or_default() } else { 0 }
 }
 
-/// The share by which the allocator holds more than is in use. Freed memory is kept for the next step, and a hole between
-/// tensors that stay is rarely filled to its end: 5 to 11 % of activations where it was measured.
-const fn with_holes(bytes: u64) -> u64 {
+/// These bytes with what fragmentation adds: freed memory is kept for the next step, and what was freed between tensors
+/// that stay is rarely filled to its end. It was 5 to 11 % of activations where it was measured.
+const fn with_fragmentation(bytes: u64) -> u64 {
     bytes + bytes / 12
 }
 
@@ -232,7 +232,8 @@ fn activations(base: &Base, step: StepBatches, config: &TrainConfig, mode: Backw
             let tapes = TapeMemory::new(base, config);
             let width = 4 * tokens.all * base.config().intermediate as u64;
             let buffers = (rayon::current_num_threads() as f64 * THREAD_BUFFERS * width as f64) as u64;
-            concurrent * with_holes(tapes.peak(tokens) + tapes.recomputed_holes(tokens) + logits) + buffers
+            concurrent * with_fragmentation(tapes.peak(tokens) + tapes.recompute_fragmentation(tokens) + logits)
+                + buffers
         }
         BackwardMode::Graph => concurrent * (tokens.all * bytes_per_token(base, config, mode)) + 2 * (32 << 20),
         BackwardMode::Weights => {

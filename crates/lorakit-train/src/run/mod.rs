@@ -2,7 +2,6 @@
 
 pub(crate) mod cgroup_memory;
 pub mod device_memory;
-pub(crate) mod event_log;
 pub mod expert_progress;
 pub(crate) mod job_fingerprint;
 pub(crate) mod loss_history;
@@ -18,6 +17,7 @@ pub(crate) mod run_passes;
 pub mod run_plan;
 pub mod run_summary;
 pub(crate) mod tape_memory;
+pub(crate) mod tensorboard_log;
 pub mod train_event;
 pub mod trainer;
 pub mod training_target;

@@ -7,8 +7,8 @@ use crate::run::loss_history::LossHistory;
 use crate::run::pass_checkpoint;
 use crate::run::run_folder::{create_folder, remove_if_exists};
 use crate::run::run_log::RunLog;
-use crate::run::run_summary::{OnEvent, RunSummary};
-use crate::run::train_event::TrainEvent;
+use crate::run::run_summary::RunSummary;
+use crate::run::train_event::{OnEvent, TrainEvent};
 use crate::run::trainer::{FingerprintedJobs, Trainer, TrainingRun};
 use lorakit_adapter::{ExpertRecord, Library, LibraryLock, OpaqueRecord};
 use lorakit_model::Base;
@@ -110,10 +110,10 @@ impl PassRun<'_, '_> {
             if self.summary.finished.contains(&job.name) || self.summary.trained.contains(&job.name) {
                 continue;
             }
-            if let Some(why) = &progress.failure {
+            if let Some(reason) = &progress.failure {
                 if !self.summary.failed.iter().any(|(name, _)| *name == job.name) {
-                    self.summary.failed.push((job.name.clone(), why.clone()));
-                    (self.on_event)(TrainEvent::Failed { expert: &job.name, why });
+                    self.summary.failed.push((job.name.clone(), reason.clone()));
+                    (self.on_event)(TrainEvent::Failed { expert: &job.name, reason });
                 }
                 continue;
             }

@@ -2,7 +2,7 @@
 
 use crate::error::{Result, TrainError};
 use crate::pass::{Pass, StepOutput};
-use crate::run::event_log::EventLog;
+use crate::run::tensorboard_log::TensorBoardLog;
 use lorakit_format::atomic;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -15,9 +15,7 @@ use std::path::{Path, PathBuf};
 pub(crate) struct RunLog {
     file: std::fs::File,
     path: PathBuf,
-    events: EventLog,
-    /// The passes that have lines.
-    passes: BTreeSet<u64>,
+    tensorboard: TensorBoardLog,
 }
 
 /// A line of the log. Values are in f64, since JSON of f32 values has other digits.
@@ -75,9 +73,9 @@ impl RunLog {
         let lines: Vec<&[u8]> = kept.iter().flat_map(|line| [*line, b"\n"]).collect();
         // Rewritten even if nothing changes: a symbolic link in its place is replaced, never followed.
         atomic::write_file(&path, &lines.concat())?;
-        let events = EventLog::create(folder, &kept)?;
+        let tensorboard = TensorBoardLog::create(folder, &kept)?;
         match OpenOptions::new().append(true).open(&path) {
-            Ok(file) => Ok(Self { file, path, events, passes }),
+            Ok(file) => Ok(Self { file, path, tensorboard }),
             Err(source) => Err(TrainError::Io { path, action: "written", source }),
         }
     }
@@ -99,7 +97,7 @@ impl RunLog {
         self.passes.insert(index as u64);
         let line = LogLine { pass: index, step: step.step, tokens: step.tokens, train, validation };
         let text = serde_json::to_string(&line)? + "\n";
-        self.events.write(&serde_json::to_value(&line)?)?;
+        self.tensorboard.write(&serde_json::to_value(&line)?)?;
         // A single write: other processes do not tear the line, and a kill rarely does.
         self.file.write_all(text.as_bytes()).map_err(|source| TrainError::Io {
             path: self.path.clone(),

@@ -7,8 +7,8 @@ use crate::run::memory_estimate;
 use crate::run::pass_run::{PassRun, while_held};
 use crate::run::run_folder::RunFolder;
 use crate::run::run_part::vector_instructions;
-use crate::run::run_summary::{OnEvent, RunSummary};
-use crate::run::train_event::TrainEvent;
+use crate::run::run_summary::RunSummary;
+use crate::run::train_event::{OnEvent, TrainEvent};
 use crate::run::trainer::{Trainer, TrainingRun};
 use crate::run::training_target::{FullFineTuning, SkillTraining, TrainingTarget};
 use lorakit_adapter::{LibraryLock, ensure_expert_name};
@@ -85,12 +85,12 @@ impl Trainer<'_> {
             // Before there is a folder for a part that the run does not have.
             folder.check_part(&manifest, part)?;
         }
-        let (since, mut told) = (Instant::now(), false);
+        let (since, mut has_warned) = (Instant::now(), false);
         let mut keep_waiting = || {
-            if !told && since.elapsed() > QUIET_WAIT {
+            if !has_warned && since.elapsed() > QUIET_WAIT {
                 let text = format!("another process trains part {part} or changes the library; waiting until it ends");
                 on_event(TrainEvent::Warning { text: &text });
-                told = true;
+                has_warned = true;
             }
             !self.stop.load(Ordering::Relaxed)
         };

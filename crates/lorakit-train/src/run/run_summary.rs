@@ -1,7 +1,6 @@
-//! What a run reports: its events while it trains, and its outcome.
+//! The outcome of a run.
 
 use crate::run::device_memory::MemoryEstimate;
-use crate::run::train_event::TrainEvent;
 use std::path::PathBuf;
 
 /// The outcome of a run.
@@ -24,6 +23,3 @@ pub struct RunSummary {
     /// The memory of its largest pass, as estimated; zero if there was nothing to train.
     pub estimate: MemoryEstimate,
 }
-
-/// A progress callback.
-pub(crate) type OnEvent<'e> = dyn FnMut(TrainEvent<'_>) + 'e;

@@ -73,10 +73,10 @@ impl TapeMemory {
         }
     }
 
-    /// What the allocator keeps of the tapes of a forward whose activations are recomputed: they were freed between the
-    /// inputs that stay, and the tapes of the backward do not fit their holes. Counted as one layer's tape; 0.6, 1.5 and 1.7
-    /// of one over three bases of 10 to 270 million parameters.
-    pub(crate) fn recomputed_holes(&self, tokens: BatchTokens) -> u64 {
+    /// Fragmentation by a forward whose activations are recomputed: its tapes were freed between the inputs that stay, and
+    /// those of the backward do not fit into that memory. Counted as one layer's tape; 0.6, 1.5 and 1.7 of one over three
+    /// bases of 10 to 270 million parameters.
+    pub(crate) fn recompute_fragmentation(&self, tokens: BatchTokens) -> u64 {
         let layers = self.layers.iter().map(|layer| (layer.before + layer.after) * tokens.all);
         if self.recomputed { layers.max().unwrap_or(0) } else { 0 }
     }

@@ -48,9 +48,12 @@ pub enum TrainEvent<'a> {
         /// Its name.
         expert: &'a str,
         /// The reason.
-        why: &'a str,
+        reason: &'a str,
     },
 }
+
+/// A progress callback.
+pub(crate) type OnEvent<'e> = dyn FnMut(TrainEvent<'_>) + 'e;
 
 impl TrainEvent<'_> {
     /// The same event with a pass's index replaced.

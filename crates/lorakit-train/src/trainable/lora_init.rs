@@ -81,7 +81,7 @@ pub fn config_for_adapters(adapters: &[Adapter], config: &TrainConfig) -> Result
 }
 
 /// The pair of a module in an adapter that training starts from; the config must agree with its rank and scale.
-pub(crate) fn starting_pair<'a>(adapter: &'a Adapter, module: &str, config: &TrainConfig) -> Result<&'a LowRank> {
+pub(crate) fn init_pair<'a>(adapter: &'a Adapter, module: &str, config: &TrainConfig) -> Result<&'a LowRank> {
     let pair = adapter.modules().get(module).ok_or_else(|| TrainError::InitLacksModule {
         module: module.to_owned(),
         target_modules: config.target_modules.clone(),

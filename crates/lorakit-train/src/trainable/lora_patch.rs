@@ -47,7 +47,7 @@ struct LoraPatch {
 impl LoraPatch {
     fn new(stack: &SiteStack, site: usize, dropout: Option<&Dropout>, sink: Option<GradientSink>) -> Result<Self> {
         let (a, b) = (stack.a.as_tensor().clone(), stack.b.as_tensor().clone());
-        let grouped = GroupedLora::new(a, b, stack.layouts.clone())?;
+        let grouped = GroupedLora::new(a, b, stack.layout.clone())?;
         Ok(Self { grouped, site, dropout: dropout.cloned(), sink })
     }
 }

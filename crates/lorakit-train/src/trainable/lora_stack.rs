@@ -3,7 +3,7 @@
 use crate::error::{Result, TrainError};
 use crate::optim::parameter::Parameter;
 use crate::train_config::TrainConfig;
-use crate::trainable::lora_init::{initial_a, starting_pair, ties_a};
+use crate::trainable::lora_init::{init_pair, initial_a, ties_a};
 use candle_core::{Device, Tensor, Var};
 use lorakit_adapter::{Adapter, AdapterMetadata, LowRank, Matrix};
 use lorakit_lora::{Site, StackBlock, StackLayout};
@@ -28,7 +28,7 @@ pub(crate) struct SiteStack {
     pub(crate) key: String,
     pub(crate) a: Var,
     pub(crate) b: Var,
-    pub(crate) layouts: Arc<StackLayout>,
+    pub(crate) layout: Arc<StackLayout>,
     /// The modules of the adapted projections, in the order of their blocks.
     pub(crate) modules: Vec<String>,
 }
@@ -38,7 +38,7 @@ struct SiteInit<'a> {
     site: &'a Site,
     /// The modules of the adapted projections with their output columns.
     adapted: Vec<(String, Range<usize>)>,
-    starts: &'a [Option<Adapter>],
+    inits: &'a [Option<Adapter>],
     config: &'a TrainConfig,
     seed: u64,
 }
@@ -50,11 +50,11 @@ struct SiteValues {
 }
 
 impl LoraStack {
-    /// One adapter for each of `starts`: the given one, or the A that all experts of a library share with B zero.
+    /// One adapter for each of `inits`: the given one, or the A that all experts of a library share with B zero.
     ///
     /// # Errors
     /// If `target_modules` matches no module, or a given adapter has other modules, ranks or scales than the config.
-    pub fn new(base: &Base, starts: &[Option<Adapter>], config: &TrainConfig, seed: u64) -> Result<Self> {
+    pub fn new(base: &Base, inits: &[Option<Adapter>], config: &TrainConfig, seed: u64) -> Result<Self> {
         let targets = config.targets(base)?;
         let mut stacks = Vec::new();
         for site in base.sites() {
@@ -64,10 +64,10 @@ impl LoraStack {
                     adapted.push((projection.module.clone(), columns));
                 }
             }
-            let init = SiteInit { site, adapted, starts, config, seed };
+            let init = SiteInit { site, adapted, inits, config, seed };
             stacks.push(if init.adapted.is_empty() { None } else { Some(SiteStack::new(init, base.device())?) });
         }
-        check_all_targeted(&stacks, starts, config)?;
+        check_all_targeted(&stacks, inits, config)?;
         if stacks.iter().all(Option::is_none) {
             let modules = base.sites().iter().flat_map(|s| &s.projections).map(|p| p.name().to_string());
             return Err(TrainError::NoTargetModule {
@@ -82,7 +82,7 @@ impl LoraStack {
     pub fn parameters(&self) -> Result<Vec<Parameter>> {
         let mut parameters = Vec::new();
         for stack in self.sites.iter().flatten() {
-            let (layout, experts) = (&stack.layouts, 0..stack.layouts.0.len());
+            let (layout, experts) = (&stack.layout, 0..stack.layout.0.len());
             let a = experts.clone().map(|expert| (expert, layout.a_rows(expert))).collect();
             let b = experts.map(|expert| (expert, layout.b_rows(expert))).collect();
             parameters.push(Parameter::new(format!("{}.A", stack.key), stack.a.clone(), a)?);
@@ -95,7 +95,7 @@ impl LoraStack {
     pub fn values(&self, expert: usize) -> Result<Vec<Vec<f32>>> {
         let mut values = Vec::new();
         for stack in self.sites.iter().flatten() {
-            for block in &stack.layouts.0[expert] {
+            for block in &stack.layout.0[expert] {
                 values.push(rows(stack.a.as_tensor(), &block.a)?);
                 values.push(transposed_columns(stack.b.as_tensor(), block)?);
             }
@@ -108,7 +108,7 @@ impl LoraStack {
         let mut values = values.iter();
         let mut modules = BTreeMap::new();
         for stack in self.sites.iter().flatten() {
-            for (module, block) in stack.modules.iter().zip(&stack.layouts.0[expert]) {
+            for (module, block) in stack.modules.iter().zip(&stack.layout.0[expert]) {
                 let mut next = || values.next().cloned().ok_or(TrainError::MissingValues { index: expert });
                 let (a, b) = (next()?, next()?);
                 let input = stack.a.dim(1)?;
@@ -128,18 +128,18 @@ impl LoraStack {
 impl SiteStack {
     fn new(init: SiteInit, device: &Device) -> Result<Self> {
         let (rank, input, output) = (init.config.rank, init.site.input, init.site.output());
-        let experts = init.starts.len();
+        let experts = init.inits.len();
         let mut values = SiteValues { a: Vec::new(), b: vec![0.0; experts * rank * output] };
-        let mut layouts = StackLayout::default();
+        let mut layout = StackLayout::default();
         for expert in 0..experts {
-            layouts.0.push(init.expert_blocks(expert, &mut values)?);
+            layout.0.push(init.expert_blocks(expert, &mut values)?);
         }
         let ranks_a = values.a.len() / input;
         Ok(Self {
             key: init.site.key(),
             a: Var::from_tensor(&Tensor::from_vec(values.a, (ranks_a, input), device)?)?,
             b: Var::from_tensor(&Tensor::from_vec(values.b, (experts * rank, output), device)?)?,
-            layouts: Arc::new(layouts),
+            layout: Arc::new(layout),
             modules: init.adapted.into_iter().map(|(module, _)| module).collect(),
         })
     }
@@ -159,8 +159,8 @@ impl SiteInit<'_> {
                 columns: columns.clone(),
                 scale: self.config.scale() as f32,
             };
-            let start = self.starts[expert].as_ref();
-            let given = start.map(|adapter| starting_pair(adapter, module, self.config)).transpose()?;
+            let init = self.inits[expert].as_ref();
+            let given = init.map(|adapter| init_pair(adapter, module, self.config)).transpose()?;
             let drawn_as = &self.adapted[0].0;
             if i == 0 || !tied {
                 match given {
@@ -182,9 +182,9 @@ impl SiteInit<'_> {
 }
 
 /// Refuses a starting adapter of which some modules would be dropped.
-fn check_all_targeted(stacks: &[Option<SiteStack>], starts: &[Option<Adapter>], config: &TrainConfig) -> Result<()> {
+fn check_all_targeted(stacks: &[Option<SiteStack>], inits: &[Option<Adapter>], config: &TrainConfig) -> Result<()> {
     let targeted: BTreeSet<&String> = stacks.iter().flatten().flat_map(|stack| &stack.modules).collect();
-    let mut modules = starts.iter().flatten().flat_map(|start| start.modules().keys());
+    let mut modules = inits.iter().flatten().flat_map(|init| init.modules().keys());
     match modules.find(|module| !targeted.contains(module)) {
         Some(module) => {
             Err(TrainError::InitModuleDropped { module: module.clone(), target_modules: config.target_modules.clone() })

@@ -70,8 +70,8 @@ impl SkillStack {
             return Err(TrainError::EmptyRouting);
         }
         let dims = SkillDims { count: skills.len(), splits };
-        let starts: Vec<Option<Adapter>> = skills.into_iter().map(Some).collect();
-        let stack = LoraStack::new(base, &starts, config, seed)?;
+        let inits: Vec<Option<Adapter>> = skills.into_iter().map(Some).collect();
+        let stack = LoraStack::new(base, &inits, config, seed)?;
         let mut logits = Vec::with_capacity(base.sites().len());
         for (site, adapted) in base.sites().iter().zip(&stack.sites) {
             let Some(adapted) = adapted else {
@@ -136,7 +136,7 @@ impl SkillStack {
                 a: site.a.as_tensor().clone(),
                 b: site.b.as_tensor().clone(),
                 logits: logits.as_tensor().clone(),
-                blocks: site.layouts.0[0].clone(),
+                blocks: site.layout.0[0].clone(),
                 dropout: dropout.cloned(),
             }));
         }
@@ -192,7 +192,7 @@ impl SkillStack {
     fn mixed_adapter(&self, weights: impl Fn(&Tensor) -> candle_core::Result<Tensor>) -> Result<Adapter> {
         let mut modules = BTreeMap::new();
         for (_, site, logits) in self.sites() {
-            let blocks = &site.layouts.0[0];
+            let blocks = &site.layout.0[0];
             let (a, b) = mixed(&weights(&logits.detach())?, site.a.as_tensor(), site.b.as_tensor(), blocks)?;
             for (module, block) in site.modules.iter().zip(blocks) {
                 let pair = LowRank::new(
@@ -209,7 +209,7 @@ impl SkillStack {
 
 /// Refuses widths that cannot be split into blocks of equal width.
 fn check_splits(site: &Site, adapted: &SiteStack, splits: usize) -> Result<()> {
-    let mut widths = adapted.layouts.0[0].iter().map(|block| block.columns.len()).chain([site.input]);
+    let mut widths = adapted.layout.0[0].iter().map(|block| block.columns.len()).chain([site.input]);
     match widths.find(|width| width % splits != 0) {
         Some(width) => Err(TrainError::Splits { site: site.key(), width, splits }),
         None => Ok(()),

@@ -15,12 +15,12 @@ const FILE: &str = "events.out.tfevents.lorakit";
 /// An event file beside log.jsonl, open for appending. Its curves are `loss/EXPERT`, `validation_loss/EXPERT`,
 /// `grad_norm/EXPERT` and `learning_rate/EXPERT`. It holds the times of writing, so unlike all else its bytes differ
 /// between equal runs.
-pub(crate) struct EventLog {
+pub(crate) struct TensorBoardLog {
     file: File,
     path: PathBuf,
 }
 
-impl EventLog {
+impl TensorBoardLog {
     /// Writes the file in `folder` anew from the lines of the log so far.
     pub(crate) fn create(folder: &Path, lines: &[&[u8]]) -> Result<Self> {
         let path = folder.join(FILE);
@@ -84,7 +84,7 @@ mod tests {
         let line = json!({"pass": 0, "step": 3, "tokens": 9,
             "train": {"a": {"loss": 1.5, "grad_norm": null, "learning_rate": 1e-4}}, "validation": {"a": 2.0}});
         let folder = tempfile::tempdir().unwrap();
-        let mut log = EventLog::create(folder.path(), &[line.to_string().as_bytes()]).unwrap();
+        let mut log = TensorBoardLog::create(folder.path(), &[line.to_string().as_bytes()]).unwrap();
         let before = std::fs::read(folder.path().join(FILE)).unwrap();
         log.write(&line).unwrap();
         let after = std::fs::read(folder.path().join(FILE)).unwrap();
