@@ -53,13 +53,13 @@ pub fn ensure_targets(settings: &TrainConfig, base: &Base) -> Result<()> {
     let modules = base.modules();
     let paths: Vec<&str> = modules.iter().map(|module| module.path.as_str()).collect();
     let targets = settings.targets(base)?;
-    let idle = targets.unmatched(&paths)?;
+    let unmatched = targets.unmatched(&paths)?;
     let kinds: BTreeSet<&str> = paths.iter().filter_map(|path| path.rsplit('.').next()).collect();
     let kinds = || kinds.into_iter().collect::<Vec<_>>().join(", ");
     ensure!(
-        idle.is_empty(),
+        unmatched.is_empty(),
         "{}: base `{}` has no such module; it has {}",
-        idle.join(", "),
+        unmatched.join(", "),
         base.identity().name,
         kinds()
     );

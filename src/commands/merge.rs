@@ -15,7 +15,7 @@ use crate::output::text_table::help_entry;
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use lorakit_adapter::{Adapter, Library, write_expert};
-use lorakit_fit::fitted_merge::{self, WeightFit, fit_weights};
+use lorakit_fit::fitted_merge::{self, WeightFitContext, fit_weights};
 use lorakit_fit::pluralize;
 use lorakit_fit::{
     FitRecord, MERGE_RECORD_FILE, MergeRecord, MergedBaseRecord, encoded_task_record, read_merge_record,
@@ -136,8 +136,8 @@ impl MergeArgs {
                     format!("--chat, --bos: {name} reads no rows, since it does not fit weights")
                 })
             }
-            Method::Fitted(composition) => {
-                let name = composition.info().name;
+            Method::Fitted(method) => {
+                let name = method.info().name;
                 let weights = || format!("--weights: {name} fits its weights");
                 usage::ensure(self.weights.is_empty(), weights)?;
                 let calibrate = || format!("--calibrate: {name} fits its weights to the experts as they are");
@@ -152,8 +152,8 @@ impl MergeArgs {
     fn base_of(&self, library: &Library, context: &CommandContext) -> Result<Option<BaseSource>> {
         let need = match &self.method {
             _ if self.base.is_some() => return Ok(self.base.clone()),
-            Method::Fitted(composition) => {
-                format!("--method {} fits weights with a base model", composition.info().name)
+            Method::Fitted(method) => {
+                format!("--method {} fits weights with a base model", method.info().name)
             }
             Method::Given(_) if self.into_base => "--into-base writes a base model".to_owned(),
             Method::Given(_) => return Ok(None),
@@ -241,8 +241,8 @@ impl MergeArgs {
         warn_of_encodings(library, &experts, &tasks, &tokenizer, context)?;
         let stacked = LibraryStack::new(experts, &base.adaptable_sites(), base.device())?;
         let rows = fitted_merge::rows(method, &tasks, base, &tokenizer)?;
-        let over = WeightFit { base, experts: &stacked, seed: context.seed };
-        let fitted = fit_weights(method, over, &rows)?;
+        let fit_context = WeightFitContext { base, experts: &stacked, seed: context.seed };
+        let fitted = fit_weights(method, fit_context, &rows)?;
         context.output.status(format!("{name}: {}", fitted.summary(&stacked)));
         let (merge, coefficients) = method.merge(&stacked, &fitted.weights)?;
         if merge.mixes_separately() {
@@ -255,7 +255,7 @@ impl MergeArgs {
             &stacked,
             &coefficients,
             FitRecord {
-                composition: method.to_string(),
+                merge: method.to_string(),
                 tasks: tasks.iter().map(|task| encoded_task_record(task, &tokenizer)).collect(),
                 seed: context.seed,
                 found: fitted.document(&stacked),

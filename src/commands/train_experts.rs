@@ -14,7 +14,7 @@ use clap::Args;
 use lorakit_adapter::Library;
 use lorakit_cluster::Clusters;
 use lorakit_fit::cluster::{
-    ClusterCount, ClusteredStage, TwoStageMbc, TwoStagePlan, ensure_possible, plan_two_stage_mbc, two_stage_mbc,
+    ClusterCount, ClusteredStage, TwoStageMbc, TwoStagePlan, ensure_enough_tasks, plan_two_stage_mbc, two_stage_mbc,
 };
 use lorakit_fit::training::{TrainContext, TrainedKind, TrainingPlan, joint, of_clusters, private, random_examples};
 use lorakit_fit::{ensure_same_base, lock_for, pluralize};
@@ -148,7 +148,7 @@ pub fn run(args: TrainExpertsArgs, context: &CommandContext) -> Result<()> {
     let tasks = args.tasks.load(context)?;
     task_args::warn_of_unused(&tasks, context);
     if let Some(k) = args.mode.mbc {
-        ensure_possible(k, tasks.iter().filter(|task| task.count(Split::Train) > 0).count())?;
+        ensure_enough_tasks(k, tasks.iter().filter(|task| task.count(Split::Train) > 0).count())?;
     }
     let plans = selected(plans(&args, &tasks, context)?, &args.experts)?;
     let resolved = args.base.resolve(context)?;

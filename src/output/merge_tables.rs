@@ -163,7 +163,7 @@ impl MergeDocument<'_> {
             }
         };
         let method = match (self.fit, self.calibration) {
-            (Some(fit), _) => format!("{}, as {}", fit.composition, self.method),
+            (Some(fit), _) => format!("{}, as {}", fit.merge, self.method),
             (None, Some(calibration)) => format!("{} calibrated by {calibration}", self.method),
             (None, None) => self.method.to_owned(),
         };

@@ -37,8 +37,9 @@ pub struct MergeRecord {
 /// How weights were fitted.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FitRecord {
-    /// The method of the fit with all its settings, as it is typed.
-    pub composition: String,
+    /// The fitted merge with all its settings, as it is typed.
+    #[serde(rename = "composition")]
+    pub merge: String,
     /// The tasks whose train rows they were fitted to.
     pub tasks: Vec<TaskRecord>,
     /// The seed of the order of rows.

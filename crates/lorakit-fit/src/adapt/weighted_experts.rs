@@ -5,7 +5,7 @@ use super::adapter_record::{identity, kept, record};
 use super::outcomes::Outcomes;
 use crate::error::{FitError, Result};
 use crate::fitted_merge::fit_weights::fit_weights;
-use crate::fitted_merge::weight_fit::WeightFit;
+use crate::fitted_merge::weight_fit_context::WeightFitContext;
 use crate::initial_seeds::warn_of_separate_mixing;
 use crate::open_library::OpenLibrary;
 use crate::training::train_context::TrainContext;
@@ -114,8 +114,8 @@ impl WeightedExpertsFit<'_> {
             context.reporter.status(&format!("{name}: finished before"));
             return Ok(record.losses.read()?);
         }
-        let over = WeightFit { base: context.base, experts: &opened.experts, seed: context.seed };
-        let fitted = fit_weights(self.merge, over, rows)?;
+        let fit_context = WeightFitContext { base: context.base, experts: &opened.experts, seed: context.seed };
+        let fitted = fit_weights(self.merge, fit_context, rows)?;
         context.reporter.status(&format!("{name}: {}", fitted.summary(&opened.experts)));
         let (merge, coefficients) = self.merge.merge(&opened.experts, &fitted.weights)?;
         if merge.mixes_separately() {

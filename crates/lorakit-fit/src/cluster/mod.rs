@@ -9,5 +9,5 @@ pub use expert_clusters::{ClusterCount, ClusteredExperts, SilhouetteCurve, clust
 pub use library_experts::{open_experts, records};
 pub use task_embedding::{ROWS, embed_tasks, mean};
 pub use two_stage_mbc::{
-    ClusteredStage, TwoStageMbc, TwoStagePlan, ensure_possible, plan_two_stage_mbc, two_stage_mbc,
+    ClusteredStage, TwoStageMbc, TwoStagePlan, ensure_enough_tasks, plan_two_stage_mbc, two_stage_mbc,
 };

@@ -178,7 +178,7 @@ fn may_be_of(clusters: &Clusters, count: ClusterCount, seed: u64) -> bool {
 ///
 /// # Errors
 /// Where there are too few tasks.
-pub fn ensure_possible(count: ClusterCount, tasks: usize) -> Result<()> {
+pub fn ensure_enough_tasks(count: ClusterCount, tasks: usize) -> Result<()> {
     let tasks_found = pluralize(tasks, "task");
     let problem = match count {
         // The number is chosen between two and one fewer than there are experts.

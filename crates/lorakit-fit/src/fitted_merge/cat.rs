@@ -3,7 +3,7 @@
 
 use super::fitted_weights::FittedWeights;
 use super::merge_fit::MergeFit;
-use super::weight_fit::WeightFit;
+use super::weight_fit_context::WeightFitContext;
 use super::weights_as_state::weights_as_state;
 use crate::error::{FitError, Result};
 use crate::router::router_fit::{RouterFit, as_kind};
@@ -27,9 +27,14 @@ const EVALUATIONS: usize = 10;
 pub struct CatFit;
 
 impl MergeFit for CatFit {
-    fn fit_merge(&self, merge: &dyn FittedMerge, over: WeightFit, rows: &[Example]) -> Option<Result<FittedWeights>> {
+    fn fit_merge(
+        &self,
+        merge: &dyn FittedMerge,
+        context: WeightFitContext,
+        rows: &[Example],
+    ) -> Option<Result<FittedWeights>> {
         let any: &dyn Any = merge;
-        any.downcast_ref().map(|CatMerge(cat)| fit(cat, over, rows))
+        any.downcast_ref().map(|CatMerge(cat)| fit(cat, context, rows))
     }
 }
 
@@ -40,7 +45,7 @@ impl RouterFit for CatFit {
 }
 
 /// Fits the weights.
-fn fit(cat: &Cat, context: WeightFit, rows: &[Example]) -> Result<FittedWeights> {
+fn fit(cat: &Cat, context: WeightFitContext, rows: &[Example]) -> Result<FittedWeights> {
     let weights = cat.trainable_weights(context.experts)?;
     let (mut held_out, mut fitted) = (Vec::new(), Vec::new());
     for (index, row) in rows.iter().enumerate() {
@@ -61,7 +66,7 @@ fn fit(cat: &Cat, context: WeightFit, rows: &[Example]) -> Result<FittedWeights>
 
 fn steps(
     cat: &Cat,
-    context: WeightFit,
+    context: WeightFitContext,
     weights: &TrainableWeights,
     rows: &[&Example],
     selection: &mut Selection,
@@ -88,7 +93,7 @@ fn steps(
 /// The held-out rows, and the variables that did best on them. The best of a few evaluations is a slightly optimistic
 /// estimate.
 struct Selection<'a> {
-    context: WeightFit<'a>,
+    context: WeightFitContext<'a>,
     rows: Vec<&'a Example>,
     /// Losses with no expert.
     base: Vec<f64>,
@@ -99,7 +104,7 @@ struct Selection<'a> {
 }
 
 impl<'a> Selection<'a> {
-    fn new(context: WeightFit<'a>, weights: &TrainableWeights, rows: Vec<&'a Example>) -> Result<Self> {
+    fn new(context: WeightFitContext<'a>, weights: &TrainableWeights, rows: Vec<&'a Example>) -> Result<Self> {
         let mut selection =
             Self { context, rows, base: Vec::new(), best: Vec::new(), best_step: 0, values: Vec::new() };
         selection.base = selection.losses(&Patches::none())?;

@@ -3,8 +3,8 @@
 use super::cat::CatFit;
 use super::fitted_weights::FittedWeights;
 use super::lorahub::LoraHubFit;
-use super::merge_fit::{MergeFit, ensure_possible};
-use super::weight_fit::WeightFit;
+use super::merge_fit::{MergeFit, ensure_fittable};
+use super::weight_fit_context::WeightFitContext;
 use crate::error::{FitError, Result, WithContext as _};
 use lorakit_model::Base;
 use lorakit_route::FittedMerge;
@@ -32,8 +32,8 @@ pub fn rows(merge: &dyn FittedMerge, tasks: &[Task], base: &Base, tokenizer: &To
 ///
 /// # Errors
 /// Where there is no row, the method does not allow these experts, or a loss is NaN.
-pub fn fit_weights(merge: &dyn FittedMerge, over: WeightFit, rows: &[Example]) -> Result<FittedWeights> {
-    ensure_possible(merge, over, rows)?;
-    let fitted = MERGE_FITS.iter().find_map(|fit| fit.fit_merge(merge, over, rows));
+pub fn fit_weights(merge: &dyn FittedMerge, context: WeightFitContext, rows: &[Example]) -> Result<FittedWeights> {
+    ensure_fittable(merge, context, rows)?;
+    let fitted = MERGE_FITS.iter().find_map(|fit| fit.fit_merge(merge, context, rows));
     fitted.unwrap_or_else(|| Err(FitError::NoFit(merge.to_string())))
 }

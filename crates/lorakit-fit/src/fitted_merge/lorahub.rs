@@ -2,7 +2,7 @@
 
 use super::fitted_weights::FittedWeights;
 use super::merge_fit::MergeFit;
-use super::weight_fit::WeightFit;
+use super::weight_fit_context::WeightFitContext;
 use super::weights_as_state::weights_as_state;
 use crate::error::{FitError, Result};
 use crate::router::router_fit::{RouterFit, as_kind};
@@ -22,9 +22,14 @@ use std::sync::Arc;
 pub struct LoraHubFit;
 
 impl MergeFit for LoraHubFit {
-    fn fit_merge(&self, merge: &dyn FittedMerge, over: WeightFit, rows: &[Example]) -> Option<Result<FittedWeights>> {
+    fn fit_merge(
+        &self,
+        merge: &dyn FittedMerge,
+        context: WeightFitContext,
+        rows: &[Example],
+    ) -> Option<Result<FittedWeights>> {
         let any: &dyn Any = merge;
-        any.downcast_ref().map(|hub| fit(hub, over, rows))
+        any.downcast_ref().map(|hub| fit(hub, context, rows))
     }
 }
 
@@ -35,7 +40,7 @@ impl RouterFit for LoraHubFit {
 }
 
 /// Searches for the weights under which the rows have the lowest loss.
-fn fit(hub: &LoraHub, context: WeightFit, rows: &[Example]) -> Result<FittedWeights> {
+fn fit(hub: &LoraHub, context: WeightFitContext, rows: &[Example]) -> Result<FittedWeights> {
     let patches = by_row_weights(context.experts, hub.mixing())?;
     let loss = TokenLoss::new(context.base, &TrainConfig::default());
     let found = hub.find(context.experts, &mut Losses { context, rows, patches, loss })?;
@@ -50,7 +55,7 @@ fn fit(hub: &LoraHub, context: WeightFit, rows: &[Example]) -> Result<FittedWeig
 
 /// The losses of the rows under the base with a weight for each expert.
 struct Losses<'a> {
-    context: WeightFit<'a>,
+    context: WeightFitContext<'a>,
     rows: &'a [Example],
     patches: Patches,
     loss: TokenLoss<'a>,

@@ -1,7 +1,7 @@
 //! Fitted weights as the state of the router of the same name.
 
-use super::merge_fit::{MergeFit, ensure_possible};
-use super::weight_fit::WeightFit;
+use super::merge_fit::{MergeFit, ensure_fittable};
+use super::weight_fit_context::WeightFitContext;
 use crate::error::{FitError, Result};
 use crate::router::training_rows::TrainingRows;
 use lorakit_route::{FittedMerge, RouterState};
@@ -14,9 +14,9 @@ pub(super) fn weights_as_state(
     rows: &TrainingRows,
 ) -> Result<RouterState> {
     let examples: Vec<Example> = rows.examples()?.into_iter().map(|row| row.example).collect();
-    let over = WeightFit { base: rows.base(), experts: rows.experts(), seed: rows.seed() };
-    ensure_possible(merge, over, &examples)?;
-    let fitted = fit.fit_merge(merge, over, &examples).unwrap_or_else(|| Err(FitError::NoFit(merge.to_string())))?;
+    let context = WeightFitContext { base: rows.base(), experts: rows.experts(), seed: rows.seed() };
+    ensure_fittable(merge, context, &examples)?;
+    let fitted = fit.fit_merge(merge, context, &examples).unwrap_or_else(|| Err(FitError::NoFit(merge.to_string())))?;
     rows.status(&format!("{}: {}", merge.info().name, fitted.summary(rows.experts())));
     Ok(RouterState::new([("weights".to_owned(), fitted.weights)]))
 }

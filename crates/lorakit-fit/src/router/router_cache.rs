@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
 /// The least time that a state waits to be written: single changes of other processes take moments.
-const PATIENCE: Duration = Duration::from_secs(1);
+const MIN_WAIT: Duration = Duration::from_secs(1);
 
 /// Everything that decides a router's state.
 pub(super) struct CacheKey {
@@ -97,7 +97,7 @@ pub(super) fn write(library: &Library, key: &CacheKey, state: &RouterState) -> R
 
 /// How long to wait for the library's lock. What is wrong with it, an attempt to take it says.
 fn longest_wait(library: &Library) -> Duration {
-    library.takeover_time().ok().flatten().map_or(PATIENCE, |time| time.max(PATIENCE))
+    library.takeover_time().ok().flatten().map_or(MIN_WAIT, |time| time.max(MIN_WAIT))
 }
 
 fn serialize(state: &RouterState) -> Result<Vec<u8>> {

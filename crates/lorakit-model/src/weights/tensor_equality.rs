@@ -24,12 +24,12 @@ impl Checkpoint {
         // Row by row: an embedding may be larger than what fits twice.
         Ok(others.chunks_exact(values.cols().max(1)).enumerate().all(|(index, others)| {
             own.copy_row(index, &mut row);
-            row.iter().zip(others).all(|(own, other)| same(*own, *other))
+            row.iter().zip(others).all(|(own, other)| equal_after_rounding(*own, *other))
         }))
     }
 }
 
-fn same(one: f32, other: f32) -> bool {
+fn equal_after_rounding(one: f32, other: f32) -> bool {
     let rounded =
         |wide: f32, narrow: f32| bf16::from_f32(wide).to_f32() == narrow || f16::from_f32(wide).to_f32() == narrow;
     one == other || rounded(one, other) || rounded(other, one)
@@ -40,8 +40,8 @@ mod tests {
     #[test]
     fn a_value_equals_its_rounding_to_16_bits_and_no_other() {
         let value = 0.123_456_79_f32;
-        assert!(super::same(value, half::bf16::from_f32(value).to_f32()));
-        assert!(super::same(half::f16::from_f32(value).to_f32(), value));
-        assert!(!super::same(value, value + 1e-6));
+        assert!(super::equal_after_rounding(value, half::bf16::from_f32(value).to_f32()));
+        assert!(super::equal_after_rounding(half::f16::from_f32(value).to_f32(), value));
+        assert!(!super::equal_after_rounding(value, value + 1e-6));
     }
 }

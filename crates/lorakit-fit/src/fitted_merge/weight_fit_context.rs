@@ -5,7 +5,7 @@ use lorakit_route::LibraryStack;
 
 /// What weights are fitted over.
 #[derive(Clone, Copy)]
-pub struct WeightFit<'a> {
+pub struct WeightFitContext<'a> {
     /// The base.
     pub base: &'a Base,
     /// The experts that are weighted.
