@@ -109,7 +109,7 @@ pub fn narrowest_dtype(resolved: &ResolvedBase, adapter: &Adapter, options: &Bas
 
 /// The type that weights are cast to for `--dtype`.
 fn storage_dtype(dtype: candle_core::DType) -> Option<StorageDtype> {
-    [StorageDtype::F16, StorageDtype::BF16].into_iter().find(|stored| stored.dtype() == dtype)
+    [StorageDtype::F16, StorageDtype::BF16].into_iter().find(|stored| stored.to_candle() == dtype)
 }
 
 /// The tensors that an adapter targets.

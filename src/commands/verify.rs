@@ -182,7 +182,7 @@ fn verify_merges(library: &Library, args: &VerifyArgs, context: &CommandContext)
     };
     let failed: Vec<&str> =
         compared.iter().filter(|comparison| !comparison.ok).map(|comparison| comparison.name.as_str()).collect();
-    let dtype = dtype.dtype().as_str();
+    let dtype = dtype.to_candle().as_str();
     let document = json!({
         "ok": failed.is_empty(),
         "dtype": dtype,

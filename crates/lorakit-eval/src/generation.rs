@@ -59,7 +59,7 @@ fn batches<'a>(
     prompts: &'a [Vec<u32>],
     config: &'a GenerateOptions,
 ) -> Result<Vec<ContinuousBatch<'a>>> {
-    let threads = model.base.batch_parallel(config.batch_tokens).lanes();
+    let threads = model.base.batch_parallel(config.batch_tokens).workers();
     let (count, threads) = (prompts.len(), threads.clamp(1, prompts.len().max(1)));
     let own = |thread| thread * count / threads..(thread + 1) * count / threads;
     let cache_bytes = config.cache_bytes / threads as u64;

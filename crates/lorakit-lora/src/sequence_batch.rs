@@ -46,20 +46,20 @@ impl SequenceBatch {
     pub fn packed(lengths: impl IntoIterator<Item = usize>) -> Self {
         let mut start = 0;
         Self::new(lengths.into_iter().map(|len| {
-            let row = Sequence { start, len, ..Sequence::default() };
+            let sequence = Sequence { start, len, ..Sequence::default() };
             start += len;
-            row
+            sequence
         }))
     }
 
     /// Sequences as given. The caller ensures that they are consecutive.
-    pub fn new(rows: impl IntoIterator<Item = Sequence>) -> Self {
-        Self(rows.into_iter().collect())
+    pub fn new(sequences: impl IntoIterator<Item = Sequence>) -> Self {
+        Self(sequences.into_iter().collect())
     }
 
     /// Number of tokens of all sequences.
     pub fn tokens(&self) -> usize {
-        self.0.last().map_or(0, |row| row.start + row.len)
+        self.0.last().map_or(0, |sequence| sequence.start + sequence.len)
     }
 
     /// The sequences in order.
@@ -79,15 +79,22 @@ impl SequenceBatch {
 
     /// The position of every token within its sequence.
     pub fn positions(&self) -> Vec<u32> {
-        self.iter().flat_map(|row| (row.position..row.position + row.len).map(|p| p as u32)).collect()
+        self.iter()
+            .flat_map(|sequence| (sequence.position..sequence.position + sequence.len).map(|p| p as u32))
+            .collect()
     }
 
     /// The batch of the packed `tokens` alone: each sequence with those of its tokens that are among them.
     pub fn narrow(&self, tokens: Range<usize>) -> Self {
-        let part = |row: &Sequence| {
-            let (start, end) = (row.start.max(tokens.start), (row.start + row.len).min(tokens.end));
-            let position = row.position + start.saturating_sub(row.start);
-            (start < end).then(|| Sequence { start: start - tokens.start, len: end - start, position, ..row.clone() })
+        let part = |sequence: &Sequence| {
+            let (start, end) = (sequence.start.max(tokens.start), (sequence.start + sequence.len).min(tokens.end));
+            let position = sequence.position + start.saturating_sub(sequence.start);
+            (start < end).then(|| Sequence {
+                start: start - tokens.start,
+                len: end - start,
+                position,
+                ..sequence.clone()
+            })
         };
         Self(self.iter().filter_map(part).collect())
     }
@@ -100,7 +107,7 @@ mod tests {
     #[test]
     fn a_narrowed_batch_holds_the_part_of_each_sequence_within_the_range() {
         let batch = SequenceBatch::packed([3, 0, 4, 2]);
-        let parts: Vec<_> = batch.narrow(2..8).iter().map(|row| (row.tokens(), row.position)).collect();
+        let parts: Vec<_> = batch.narrow(2..8).iter().map(|sequence| (sequence.tokens(), sequence.position)).collect();
         assert_eq!(parts, [(0..1, 2), (1..5, 0), (5..6, 0)]);
         assert!(batch.narrow(3..3).is_empty());
         assert_eq!(batch.narrow(0..9).tokens(), batch.tokens());

@@ -501,7 +501,7 @@ fn matmul_dtype(config: &BaseConfig, checkpoint: &Checkpoint, options: &BaseOpti
     let projections = sites.iter().flat_map(|site| &site.projections);
     let first = projections.map(|projection| projection.module.as_str()).take(1);
     let names = first.chain([config.descriptor.embedding]).map(|module| format!("{module}.weight")).collect();
-    Ok(checkpoint.narrowest_dtype(&names)?.dtype())
+    Ok(checkpoint.narrowest_dtype(&names)?.to_candle())
 }
 
 /// The config, where the checkpoint shows what it leaves open.

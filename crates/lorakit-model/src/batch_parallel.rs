@@ -38,13 +38,13 @@ impl BatchParallel {
     }
 
     /// The number of threads that take batches of their own; 1 where all share each op.
-    pub fn lanes(&self) -> usize {
+    pub fn workers(&self) -> usize {
         if self.parallel { rayon::current_num_threads() } else { 1 }
     }
 
     /// The number of batches whose results are held at a time.
     pub fn in_flight(&self) -> usize {
-        if self.parallel { 2 * self.lanes() } else { 1 }
+        if self.parallel { 2 * self.workers() } else { 1 }
     }
 
     /// Calls `take` with the result of `work` for each batch, in the order of the batches on any number of threads.
@@ -61,28 +61,28 @@ impl BatchParallel {
             return batches.iter().try_for_each(|batch| take(work(batch)?));
         }
         let started = self.in_flight().min(batches.len());
-        let line = BatchLine {
+        let ordered = OrderedBatches {
             batches,
             work,
             finished: Mutex::default(),
-            taking: Mutex::new(Taking { take, taken: 0, started, result: Ok(()) }),
+            consumer: Mutex::new(Consumer { take, taken: 0, started, result: Ok(()) }),
         };
-        rayon::scope_fifo(|scope| (0..started).for_each(|index| line.start(index, scope)));
-        line.taking.into_inner().unwrap_or_else(PoisonError::into_inner).result
+        rayon::scope_fifo(|scope| (0..started).for_each(|index| ordered.start(index, scope)));
+        ordered.consumer.into_inner().unwrap_or_else(PoisonError::into_inner).result
     }
 }
 
 /// Batches whose results are taken in their order while others are computed.
-struct BatchLine<'a, B, W, T, E, K> {
+struct OrderedBatches<'a, B, W, T, E, K> {
     batches: &'a [B],
     work: W,
     /// Results that have not been taken, by batch.
     finished: Mutex<BTreeMap<usize, Result<T, E>>>,
-    taking: Mutex<Taking<E, K>>,
+    consumer: Mutex<Consumer<E, K>>,
 }
 
 /// Where results go, which one thread at a time takes there.
-struct Taking<E, K> {
+struct Consumer<E, K> {
     take: K,
     /// The number of results that were taken, and of batches that were started.
     taken: usize,
@@ -90,7 +90,7 @@ struct Taking<E, K> {
     result: Result<(), E>,
 }
 
-impl<B, W, T, E, K> BatchLine<'_, B, W, T, E, K>
+impl<B, W, T, E, K> OrderedBatches<'_, B, W, T, E, K>
 where
     B: Sync,
     W: Fn(&B) -> Result<T, E> + Sync,
@@ -110,8 +110,8 @@ where
     /// Takes the results that are next in order. If another thread does so, it takes those that are there now too.
     fn take_finished<'s>(&'s self, scope: &ScopeFifo<'s>) {
         // Nothing waits for a lock while it is held across `take`, whose own parallel regions may run other batches.
-        while let Ok(mut taking) = self.taking.try_lock() {
-            let Taking { take, taken, started, result } = &mut *taking;
+        while let Ok(mut consumer) = self.consumer.try_lock() {
+            let Consumer { take, taken, started, result } = &mut *consumer;
             while result.is_ok() {
                 let next = self.finished().remove(taken);
                 let Some(next) = next else { break };
@@ -123,7 +123,7 @@ where
                 }
             }
             let (taken, is_ok) = (*taken, result.is_ok());
-            drop(taking);
+            drop(consumer);
             // What was finished before the lock was free again has found it taken.
             if !is_ok || !self.finished().contains_key(&taken) {
                 return;

@@ -222,8 +222,8 @@ impl ForwardPlan {
         }
     }
 
-    /// Keeps the keys and values of source tokens, `[source tokens, 2 keys * features]`, if there is a cache.
-    pub(crate) fn remember(&self, layer: usize, kv: &Tensor) -> Result<()> {
+    /// Writes the keys and values of source tokens, `[source tokens, 2 keys * features]`, to the cache, if there is one.
+    pub(crate) fn cache_memory(&self, layer: usize, kv: &Tensor) -> Result<()> {
         match (self.cache_of(layer), self.split()) {
             (Some((cache, index)), Some(split)) => cache.write(index, (kv, 0), &split.memory_slots),
             _ => Ok(()),

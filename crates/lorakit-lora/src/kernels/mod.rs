@@ -4,7 +4,7 @@ pub mod cpu_tensor;
 pub mod gemm;
 pub mod narrow_product;
 pub mod op;
-pub mod output;
 pub mod simd;
+pub mod uninit_vec;
 pub mod vector_product;
 pub mod vjp;

@@ -67,17 +67,17 @@ mod tests {
 
     #[test]
     fn runs_are_summed_and_the_rest_is_zero() {
-        let collector = GradientSink::default();
+        let sink = GradientSink::default();
         let of = |start, values: [f32; 2]| {
             let mut gradients = SparseGradients::default();
             gradients.add(start, values.to_vec());
             gradients
         };
-        collector.add([of(1, [2.0, 3.0]), of(0, [1.0, 1.0])]);
-        collector.add([of(1, [4.0, 5.0]), of(1, [7.0, 8.0])]);
-        let [a, b] = collector.take();
+        sink.add([of(1, [2.0, 3.0]), of(0, [1.0, 1.0])]);
+        sink.add([of(1, [4.0, 5.0]), of(1, [7.0, 8.0])]);
+        let [a, b] = sink.take();
         assert_eq!(a.dense(5), [0.0, 6.0, 8.0, 0.0, 0.0]);
         assert_eq!(b.dense(4), [1.0, 8.0, 8.0, 0.0]);
-        assert_eq!(collector.take(), [SparseGradients::default(), SparseGradients::default()]);
+        assert_eq!(sink.take(), [SparseGradients::default(), SparseGradients::default()]);
     }
 }

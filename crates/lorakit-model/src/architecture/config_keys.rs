@@ -63,8 +63,8 @@ impl ConfigKeys {
         self
     }
 
-    /// A sentence about this file.
-    pub(crate) fn text_of(&self, sentence: &str) -> String {
+    /// A message about this file.
+    pub(crate) fn message(&self, sentence: &str) -> String {
         format!("{}: {sentence}", self.file)
     }
 

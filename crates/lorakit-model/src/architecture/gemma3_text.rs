@@ -64,7 +64,7 @@ pub(crate) fn read_text(json: &ConfigKeys, descriptor: Descriptor) -> Result<Bas
 /// What to say of a soft cap of scores: norms of q and k took its place, and transformers reads the key without using it.
 fn score_cap_warning(json: &ConfigKeys) -> Option<String> {
     json.get("attn_logit_softcapping").map(|cap| {
-        json.text_of(&format!(
+        json.message(&format!(
             "key `attn_logit_softcapping` is {cap}; Gemma 3 does not cap its scores, as in transformers"
         ))
     })

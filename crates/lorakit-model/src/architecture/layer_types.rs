@@ -41,7 +41,7 @@ pub(crate) fn scaling_warning(json: &ConfigKeys) -> Result<Option<String>> {
     let scaling = json.nested_or_empty("rope_scaling")?;
     let has_no_effect = scaling.get("rope_type").is_none() && json.nested_or_empty("rope_parameters")?.is_empty();
     Ok(scaling.get("type").filter(|kind| has_no_effect && *kind != "default").map(|kind| {
-        json.text_of(&format!(
+        json.message(&format!(
             "key `rope_scaling` names its kind, {kind}, as `type`, which has no effect in such models, as in transformers 5; \
              to scale, name it `rope_type`"
         ))

@@ -8,8 +8,8 @@ use crate::attention::segment::AttentionSegment;
 use crate::attention::softmax::{Softmax, SoftmaxBackward};
 use crate::layer::soft_cap::{SoftCap, derivative};
 use lorakit_lora::kernels::gemm::{Destination, MatrixMut, MatrixRef, gemm};
-use lorakit_lora::kernels::output::written;
 use lorakit_lora::kernels::simd;
+use lorakit_lora::kernels::uninit_vec::uninit_vec;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -71,7 +71,7 @@ pub(super) fn attend_backward(
         });
     };
     // SAFETY: the heads of queries, keys and values are all columns of a row.
-    unsafe { written(qkv.len(), write) }
+    unsafe { uninit_vec(qkv.len(), write) }
 }
 
 /// The outputs, `[tokens, queries * features]`, of the queries `q`, `[tokens, queries * features]`, over the keys and values
@@ -123,7 +123,7 @@ pub(super) fn attend_across_backward(
         });
     };
     // SAFETY: the query heads are all columns of a row of `q`, the heads of keys and values all of one of `kv`.
-    unsafe { [written(q.len(), write_q), written(kv.len(), write_kv)] }
+    unsafe { [uninit_vec(q.len(), write_q), uninit_vec(kv.len(), write_kv)] }
 }
 
 /// The outputs, `[tokens, queries * features]`, of rotated queries, the first columns of `[tokens, width]`, over cached keys
@@ -363,7 +363,7 @@ impl AttentionHeads {
             });
         };
         // SAFETY: the query heads of all key heads are all columns of a row.
-        unsafe { written(tokens * width, write) }
+        unsafe { uninit_vec(tokens * width, write) }
     }
 }
 

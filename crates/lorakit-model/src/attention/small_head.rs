@@ -10,8 +10,8 @@ use crate::attention::lane_major::{HeadLanes, HeadRows, RopeLanes, blocks, lane_
 use crate::attention::lane_transpose::{FEATURES, Lanes, Row, transpose_square};
 use crate::layer::rope::RopeTable;
 use crate::vector_math::exp_of_negative;
-use lorakit_lora::kernels::output::written;
 use lorakit_lora::kernels::simd::{self, Simd, WithSimd};
+use lorakit_lora::kernels::uninit_vec::uninit_vec;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -86,7 +86,7 @@ fn by_segment<'a>(batch: SmallHeads<'a>, width: usize, write: impl Fn(SegmentRow
         parts.into_par_iter().for_each(|(segment, own)| write(segment, own));
     };
     // SAFETY: `write` sets the rows of each segment, head by head, and all others are filled.
-    unsafe { written(qkv.len() / fused * width, write_all) }
+    unsafe { uninit_vec(qkv.len() / fused * width, write_all) }
 }
 
 /// One sequence of a batch, which attends to itself.

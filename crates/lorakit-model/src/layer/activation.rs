@@ -3,8 +3,8 @@
 use crate::vector_math::{sigmoid, tanh};
 use candle_core::{Result, Shape, Tensor, bail};
 use lorakit_lora::kernels::op::{self, Input, Op};
-use lorakit_lora::kernels::output::written;
 use lorakit_lora::kernels::simd::{self, Simd, WithSimd};
+use lorakit_lora::kernels::uninit_vec::uninit_vec;
 use lorakit_lora::kernels::vjp::with_vjp;
 use rayon::prelude::*;
 
@@ -172,7 +172,7 @@ impl Op<1> for GatedActivation {
             rows.zip(x.values.par_chunks(width)).for_each(|(y, x)| simd::dispatch(GatedToken(self.0, y, x)));
         };
         // SAFETY: each row is set from its row of `x`.
-        Ok((unsafe { written(tokens * f, write) }, (tokens, f).into()))
+        Ok((unsafe { uninit_vec(tokens * f, write) }, (tokens, f).into()))
     }
 
     fn backward(&self, [x]: [Input; 1], dy: &[f32], _: [bool; 1]) -> Result<[Option<Vec<f32>>; 1]> {
@@ -184,7 +184,7 @@ impl Op<1> for GatedActivation {
                 .for_each(|(dx, (x, dy))| simd::dispatch(GatedTokenBackward(self.0, dx, x, dy)));
         };
         // SAFETY: both halves of each row are set, and `dy` has as many rows.
-        Ok([Some(unsafe { written(x.values.len(), write) })])
+        Ok([Some(unsafe { uninit_vec(x.values.len(), write) })])
     }
 }
 
@@ -201,7 +201,7 @@ impl Op<1> for Relu {
             chunks.for_each(|(y, x)| y.iter_mut().zip(x).for_each(|(y, &x)| *y = if x <= 0.0 { 0.0 } else { x }));
         };
         // SAFETY: each value is set.
-        Ok((unsafe { written(x.values.len(), write) }, x.dims.into()))
+        Ok((unsafe { uninit_vec(x.values.len(), write) }, x.dims.into()))
     }
 
     fn backward(&self, [x]: [Input; 1], dy: &[f32], _: [bool; 1]) -> Result<[Option<Vec<f32>>; 1]> {
@@ -212,7 +212,7 @@ impl Op<1> for Relu {
             chunks.for_each(|(dx, (x, dy))| dx.iter_mut().zip(x).zip(dy).for_each(one));
         };
         // SAFETY: each value is set.
-        Ok([Some(unsafe { written(x.values.len(), write) })])
+        Ok([Some(unsafe { uninit_vec(x.values.len(), write) })])
     }
 }
 
@@ -276,7 +276,7 @@ impl Op<1> for GeluNew {
             y.par_chunks_mut(CHUNK).zip(x.values.par_chunks(CHUNK)).for_each(|(y, x)| simd::dispatch(GeluChunk(y, x)));
         };
         // SAFETY: each value is set.
-        Ok((unsafe { written(x.values.len(), write) }, x.dims.into()))
+        Ok((unsafe { uninit_vec(x.values.len(), write) }, x.dims.into()))
     }
 
     fn backward(&self, [x]: [Input; 1], dy: &[f32], _: [bool; 1]) -> Result<[Option<Vec<f32>>; 1]> {
@@ -287,6 +287,6 @@ impl Op<1> for GeluNew {
                 .for_each(|(dx, (x, dy))| simd::dispatch(GeluChunkBackward(dx, x, dy)));
         };
         // SAFETY: each value is set.
-        Ok([Some(unsafe { written(x.values.len(), write) })])
+        Ok([Some(unsafe { uninit_vec(x.values.len(), write) })])
     }
 }

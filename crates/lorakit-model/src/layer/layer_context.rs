@@ -164,7 +164,7 @@ impl<'a> LayerContext<'a> {
             return Ok(None);
         };
         let kv = self.site_of(linear, memory, &split.source.sequences)?;
-        plan.remember(self.layer, &kv)?;
+        plan.cache_memory(self.layer, &kv)?;
         Ok(Some(kv))
     }
 

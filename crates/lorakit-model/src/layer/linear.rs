@@ -8,7 +8,7 @@ use candle_core::{DType, Result, Shape, Tensor, bail};
 use lorakit_lora::FrozenLinear;
 use lorakit_lora::kernels::gemm::{Destination, MatrixRef};
 use lorakit_lora::kernels::op::{self, Input, Op};
-use lorakit_lora::kernels::output::written;
+use lorakit_lora::kernels::uninit_vec::uninit_vec;
 use lorakit_lora::kernels::vjp::with_vjp;
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -155,7 +155,7 @@ impl FrozenProjections {
         let weights: Vec<&MmapMatrix> = self.projections.iter().map(|projection| &projection.weight).collect();
         let write = |y: &mut [f32]| forward_side_by_side(&weights, x, y, precision);
         // SAFETY: the products of all projections overwrite all columns.
-        let mut y = unsafe { written(tokens * width, write) };
+        let mut y = unsafe { uninit_vec(tokens * width, write) };
         self.add_biases(&mut y);
         y
     }
@@ -211,7 +211,7 @@ impl FrozenLinear for FrozenProjections {
             }
         };
         // SAFETY: the first projection's product overwrites all values.
-        unsafe { written(tokens * self.input, write) }
+        unsafe { uninit_vec(tokens * self.input, write) }
     }
 }
 

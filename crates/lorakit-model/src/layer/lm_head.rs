@@ -11,8 +11,8 @@ use crate::weights::weight::Weight;
 use candle_core::{DType, Result, Tensor, bail};
 use lorakit_lora::kernels::cpu_tensor;
 use lorakit_lora::kernels::gemm::{Destination, MatrixRef};
-use lorakit_lora::kernels::output::written;
 use lorakit_lora::kernels::simd::{self, Simd, WithSimd};
+use lorakit_lora::kernels::uninit_vec::uninit_vec;
 use lorakit_lora::kernels::vjp::with_vjp;
 use lorakit_lora::{Outputs, Patch, Patches, SequenceBatch};
 use rayon::prelude::*;
@@ -86,7 +86,7 @@ impl LmHead {
                 let y = cpu_tensor::with_values(&h, "logits", |h| {
                     let write = |y: &mut [f32]| forward_side_by_side(&[weight], h, y, precision);
                     // SAFETY: the product overwrites all values.
-                    unsafe { written(tokens * rows, write) }
+                    unsafe { uninit_vec(tokens * rows, write) }
                 })?;
                 Tensor::from_vec(y, (tokens, rows), h.device())?
             }
@@ -346,7 +346,7 @@ impl Nll<'_> {
             let h = &h[start * d..end * d];
             let product = |y: &mut [f32]| forward_side_by_side(&[self.weight], h, y, self.precision);
             // SAFETY: the product overwrites all values.
-            let mut logits = unsafe { written((end - start) * vocabulary, product) };
+            let mut logits = unsafe { uninit_vec((end - start) * vocabulary, product) };
             self.chunk(&mut logits, &self.targets[start..end], &mut losses[start..end]);
             if self.wanted {
                 let dh = &mut dh[start * d..end * d];

@@ -2,8 +2,8 @@
 
 use candle_core::{Result, Shape, Tensor, bail};
 use lorakit_lora::kernels::op::{self, Input, Op};
-use lorakit_lora::kernels::output::written;
 use lorakit_lora::kernels::simd::{self, Simd, WithSimd};
+use lorakit_lora::kernels::uninit_vec::uninit_vec;
 use lorakit_lora::kernels::vjp::with_vjp;
 use rayon::prelude::*;
 
@@ -187,7 +187,7 @@ impl Op<2> for NormOp {
                 .for_each(|(y, x)| simd::dispatch(NormRow { op: self, y, x, w }));
         };
         // SAFETY: each value of a row is set.
-        Ok((unsafe { written(x.len(), write) }, (tokens, d).into()))
+        Ok((unsafe { uninit_vec(x.len(), write) }, (tokens, d).into()))
     }
 
     /// With `n = (x - mean) / std` and `g = dy w`: `dx = (g - [mean(g)] - n mean(g n)) / std`, where the bracket is
@@ -287,7 +287,7 @@ impl NormOp {
                 .for_each(|(dx, (x, dy))| simd::dispatch(NormRowBackward { op: self, dx, x, w, dy }));
         };
         // SAFETY: each value of a row is set before it is read.
-        unsafe { written(x.len(), write) }
+        unsafe { uninit_vec(x.len(), write) }
     }
 
     fn weight_gradient(&self, x: &[f32], dy: &[f32], d: usize) -> Vec<f32> {

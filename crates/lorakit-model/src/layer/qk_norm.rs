@@ -4,7 +4,7 @@ use crate::attention::heads::AttentionHeads;
 use crate::layer::norm::{FrozenNorm, Norm};
 use candle_core::{Result, Shape, Tensor, bail};
 use lorakit_lora::kernels::op::{self, Input, Op};
-use lorakit_lora::kernels::output::written;
+use lorakit_lora::kernels::uninit_vec::uninit_vec;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -80,7 +80,7 @@ impl Op<1> for QkNormOp {
             });
         };
         // SAFETY: queries, keys and values are all columns of a row.
-        Ok((unsafe { written(tokens * width, write) }, (tokens, width).into()))
+        Ok((unsafe { uninit_vec(tokens * width, write) }, (tokens, width).into()))
     }
 
     fn backward(&self, [qkv]: [Input; 1], dy: &[f32], _: [bool; 1]) -> Result<[Option<Vec<f32>>; 1]> {
@@ -97,6 +97,6 @@ impl Op<1> for QkNormOp {
             });
         };
         // SAFETY: queries, keys and values are all columns of a row.
-        Ok([Some(unsafe { written(dy.len(), write) })])
+        Ok([Some(unsafe { uninit_vec(dy.len(), write) })])
     }
 }

@@ -2,8 +2,8 @@
 
 use candle_core::{Result, Shape, Tensor, bail};
 use lorakit_lora::kernels::op::{self, Input, Op};
-use lorakit_lora::kernels::output::written;
 use lorakit_lora::kernels::simd::{self, Simd, WithSimd};
+use lorakit_lora::kernels::uninit_vec::uninit_vec;
 use rayon::prelude::*;
 
 /// `a + factor b`, differentiable.
@@ -71,7 +71,7 @@ impl Op<1> for Product {
             chunks.for_each(|(y, x)| y.iter_mut().zip(x).for_each(|(y, x)| *y = self.0 * x));
         };
         // SAFETY: each value is set.
-        Ok((unsafe { written(x.values.len(), write) }, x.dims.into()))
+        Ok((unsafe { uninit_vec(x.values.len(), write) }, x.dims.into()))
     }
 
     fn backward(&self, _: [Input; 1], dy: &[f32], wanted: [bool; 1]) -> Result<[Option<Vec<f32>>; 1]> {
@@ -94,7 +94,7 @@ impl Op<2> for ResidualSum {
             y.par_chunks_mut(CHUNK).zip(terms).for_each(|(y, (a, b))| simd::dispatch(SumChunk { y, a, b, factor }));
         };
         // SAFETY: both terms have as many values as their sum.
-        Ok((unsafe { written(a.values.len(), write) }, a.dims.into()))
+        Ok((unsafe { uninit_vec(a.values.len(), write) }, a.dims.into()))
     }
 
     fn backward(&self, _: [Input; 2], dy: &[f32], [of_a, of_b]: [bool; 2]) -> Result<[Option<Vec<f32>>; 2]> {

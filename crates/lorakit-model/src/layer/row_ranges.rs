@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Shape, Tensor, bail};
 use lorakit_lora::kernels::op::{self, Input, Op};
-use lorakit_lora::kernels::output::written;
+use lorakit_lora::kernels::uninit_vec::uninit_vec;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -83,7 +83,7 @@ impl Op<1> for TakeRows {
         let count = self.0.count();
         let write = |y: &mut [f32]| self.0.for_each(d, |all, own| y[own].copy_from_slice(&x.values[all]));
         // SAFETY: the ranges, one behind the other, are all rows of `y`.
-        Ok((unsafe { written(count * d, write) }, (count, d).into()))
+        Ok((unsafe { uninit_vec(count * d, write) }, (count, d).into()))
     }
 
     fn backward(&self, [x]: [Input; 1], dy: &[f32], _: [bool; 1]) -> Result<[Option<Vec<f32>>; 1]> {

@@ -33,34 +33,34 @@ impl MmapMatrix {
     }
 
     /// How it is multiplied with these tokens.
-    fn form(&self, tokens: &Tokens) -> ProductForm {
+    fn kernel(&self, tokens: &Tokens) -> ProductKernel {
         let count = tokens.x.len() / self.columns();
         if tokens.eight_bit.is_some() && self.integer_type().is_some() {
-            return ProductForm::Integers;
+            return ProductKernel::Integers;
         }
         match count {
-            0..=FEW => ProductForm::Few,
-            _ if token_lanes::TOKENS.contains(&count) => ProductForm::Lanes,
-            _ if self.plain_f32().is_some() => ProductForm::Whole,
-            _ => ProductForm::Widened,
+            0..=FEW => ProductKernel::Few,
+            _ if token_lanes::TOKENS.contains(&count) => ProductKernel::Lanes,
+            _ if self.plain_f32().is_some() => ProductKernel::Whole,
+            _ => ProductKernel::Widened,
         }
     }
 
-    /// `y = x Wᵀ` for some rows of a matrix: `y` is `[tokens, rows]`. `room` is used again for the next tile.
-    fn forward_tile(&self, tokens: &Tokens, rows: Range<usize>, y: MatrixMut, room: &mut [Vec<f32>; 2]) {
+    /// `y = x Wᵀ` for some rows of a matrix: `y` is `[tokens, rows]`. `scratch` is used again for the next tile.
+    fn forward_tile(&self, tokens: &Tokens, rows: Range<usize>, y: MatrixMut, scratch: &mut [Vec<f32>; 2]) {
         let (x, count) = (tokens.x, tokens.x.len() / self.columns());
-        let [wide, products] = room;
+        let [wide, products] = scratch;
         products.resize(rows.len() * count, 0.0);
-        match (self.form(tokens), &tokens.eight_bit, &tokens.lanes) {
-            (ProductForm::Integers, Some(tokens), _) => {
+        match (self.kernel(tokens), &tokens.eight_bit, &tokens.lanes) {
+            (ProductKernel::Integers, Some(tokens), _) => {
                 self.integer_products(rows, tokens, products);
                 y.copy_from_transposed(products);
             }
-            (ProductForm::Lanes, _, Some(lanes)) => {
+            (ProductKernel::Lanes, _, Some(lanes)) => {
                 LaneProducts { lanes, source: self, rows, y: products, wide }.run();
                 y.copy_from(products);
             }
-            (ProductForm::Few, ..) => {
+            (ProductKernel::Few, ..) => {
                 wide.resize(self.columns(), 0.0);
                 self.few_products(rows, x, wide, products);
                 y.copy_from_transposed(products);
@@ -75,7 +75,7 @@ impl MmapMatrix {
         }
     }
 
-    /// `y`, `[rows, tokens]`, of few tokens; `row` is room for a row.
+    /// `y`, `[rows, tokens]`, of few tokens; `row` is scratch for a row.
     fn few_products(&self, rows: Range<usize>, x: &[f32], row: &mut [f32], y: &mut [f32]) {
         let columns = self.columns();
         if let Some(rows) = self.ordered_slice(rows.clone()) {
@@ -145,7 +145,7 @@ fn stored_products(rows: Slice, columns: usize, x: &[f32], y: &mut [f32]) {
 
 /// How a matrix is multiplied with some tokens.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum ProductForm {
+enum ProductKernel {
     /// Quantized rows with tokens of 8 bits.
     Integers,
     /// Row by row with few tokens.
@@ -158,7 +158,7 @@ enum ProductForm {
     Whole,
 }
 
-impl ProductForm {
+impl ProductKernel {
     /// Rows that a thread takes at a time.
     fn tile(self) -> usize {
         match self {
@@ -185,7 +185,7 @@ impl<'a> Tokens<'a> {
         let is_rounded = precision == TokenPrecision::EightBit && weights.iter().any(|w| w.integer_type().is_some());
         let eight_bit = is_rounded.then(|| EightBitTokens::new(x, columns));
         let mut tokens = Self { x, eight_bit, lanes: None };
-        let has_lanes = weights.iter().any(|weight| weight.form(&tokens) == ProductForm::Lanes);
+        let has_lanes = weights.iter().any(|weight| weight.kernel(&tokens) == ProductKernel::Lanes);
         tokens.lanes = has_lanes.then(|| TokenLanes::new(x, columns));
         tokens
     }
@@ -210,24 +210,24 @@ fn product(weights: &[&MmapMatrix], tokens: &Tokens, y: MatrixMut) {
     for &weight in weights {
         let (own, others) = rest.split_at_column(weight.rows());
         rest = others;
-        let form = weight.form(tokens);
-        if let (ProductForm::Whole, Some(w)) = (form, weight.plain_f32()) {
+        let kernel = weight.kernel(tokens);
+        if let (ProductKernel::Whole, Some(w)) = (kernel, weight.plain_f32()) {
             let x = MatrixRef::new(x, count, columns, columns);
             let w = MatrixRef::new(w, weight.rows(), columns, columns);
             par_gemm(own, Destination::Overwrite, x, w.transposed(), 1.0);
         } else {
             work += weight.rows() * x.len();
-            tiles.extend(own.column_tiles(form.tile()).into_iter().map(|(rows, y)| (weight, rows, y)));
+            tiles.extend(own.column_tiles(kernel.tile()).into_iter().map(|(rows, y)| (weight, rows, y)));
         }
     }
     if work < PARALLEL_WORK {
-        let mut room = Default::default();
-        return tiles.into_iter().for_each(|(weight, rows, y)| weight.forward_tile(tokens, rows, y, &mut room));
+        let mut scratch = Default::default();
+        return tiles.into_iter().for_each(|(weight, rows, y)| weight.forward_tile(tokens, rows, y, &mut scratch));
     }
     // One parallel region for all: a decoded token has hundreds of products, and starting threads for each would show.
     tiles
         .into_par_iter()
-        .for_each_init(Default::default, |room, (weight, rows, y)| weight.forward_tile(tokens, rows, y, room));
+        .for_each_init(Default::default, |scratch, (weight, rows, y)| weight.forward_tile(tokens, rows, y, scratch));
 }
 
 impl RowSource for MmapMatrix {

@@ -32,7 +32,7 @@ impl MmapMatrix {
         Ok(rounded.map_or_else(|| self.clone(), |rounded| rounded.matrix))
     }
 
-    /// Writes the bits of some rows rounded to `dtype`, which has 16; `wide` is room for their values. Returns whether a
+    /// Writes the bits of some rows rounded to `dtype`, which has 16; `wide` is scratch for their values. Returns whether a
     /// finite value became infinite.
     fn round_rows(&self, rows: Range<usize>, dtype: StorageDtype, wide: &mut Vec<f32>, bits: &mut [u16]) -> bool {
         let values = match self.ordered_slice(rows.clone()) {

@@ -16,7 +16,7 @@ pub enum StorageDtype {
 
 impl StorageDtype {
     /// That of a safetensors file, if it is one of these.
-    pub fn of(dtype: Dtype) -> Option<Self> {
+    pub fn from_safetensors(dtype: Dtype) -> Option<Self> {
         match dtype {
             Dtype::F32 => Some(Self::F32),
             Dtype::F16 => Some(Self::F16),
@@ -26,7 +26,7 @@ impl StorageDtype {
     }
 
     /// The same type in a safetensors file.
-    pub fn safetensors(self) -> Dtype {
+    pub fn to_safetensors(self) -> Dtype {
         match self {
             Self::F32 => Dtype::F32,
             Self::F16 => Dtype::F16,
@@ -52,7 +52,7 @@ impl StorageDtype {
     }
 
     /// The same type in candle.
-    pub fn dtype(self) -> DType {
+    pub fn to_candle(self) -> DType {
         match self {
             Self::F32 => DType::F32,
             Self::F16 => DType::F16,

@@ -82,7 +82,7 @@ impl<'a> StoredWeight<'a> {
     /// If its type is not supported.
     pub(crate) fn storage_dtype(&self) -> Result<StorageDtype> {
         match self.format {
-            WeightFormat::Safetensors(_, entry) => StorageDtype::of(entry.dtype)
+            WeightFormat::Safetensors(_, entry) => StorageDtype::from_safetensors(entry.dtype)
                 .ok_or_else(|| self.error(format!("is {:?}; lorakit reads F32, F16 and BF16", entry.dtype))),
             WeightFormat::FourBit(_, matrix) => Ok(matrix.dtype()),
             WeightFormat::Gguf(tensor) => Ok(tensor.storage_dtype()),
@@ -105,7 +105,7 @@ impl<'a> StoredWeight<'a> {
     pub(crate) fn written_dtype(&self) -> Result<Dtype> {
         match self.format {
             WeightFormat::Safetensors(_, entry) => Ok(entry.dtype),
-            WeightFormat::FourBit(..) | WeightFormat::Gguf(_) => Ok(self.storage_dtype()?.safetensors()),
+            WeightFormat::FourBit(..) | WeightFormat::Gguf(_) => Ok(self.storage_dtype()?.to_safetensors()),
         }
     }
 

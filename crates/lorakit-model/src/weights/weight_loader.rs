@@ -79,7 +79,7 @@ impl<'a> WeightLoader<'a> {
     /// The error of a matrix that has a value beyond the range of `dtype`.
     fn overflow(&self, tensor: String, dtype: StorageDtype) -> ModelError {
         let wider = if dtype == StorageDtype::F16 { "bf16 or f32" } else { "f32" };
-        let reason = format!("has a value beyond the range of {}; choose {wider}", dtype.dtype().as_str());
+        let reason = format!("has a value beyond the range of {}; choose {wider}", dtype.to_candle().as_str());
         ModelError::Tensor { place: self.checkpoint.place(), tensor, reason }
     }
 
@@ -104,7 +104,7 @@ impl<'a> WeightLoader<'a> {
         if self.options.device.is_cpu() {
             return Ok(Weight::Mapped(self.rounded.get(name).cloned().unwrap_or(mapped)));
         }
-        let dtype = self.options.dtype.unwrap_or(mapped.storage_dtype().dtype());
+        let dtype = self.options.dtype.unwrap_or(mapped.storage_dtype().to_candle());
         if let Some(reason) = cuda::unsupported_dtype(&self.options.device, dtype)? {
             return Err(ModelError::UnsupportedDtype { place: self.checkpoint.place(), reason });
         }
