@@ -95,7 +95,7 @@ impl<'a> GeneratedRows<'a> {
         Ok(())
     }
 
-    /// Writes the finished rows behind one that has failed. Returns how many rows have failed.
+    /// Writes the finished rows after one that has failed. Returns how many rows have failed.
     pub fn skip_failed(&mut self) -> Result<usize> {
         let mut failed = 0;
         while self.next < self.rows.len() {

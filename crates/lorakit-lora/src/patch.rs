@@ -39,7 +39,7 @@ impl Outputs {
     }
 }
 
-/// What is left of a patch once it has read a site's input: it adds to the outputs.
+/// The rest of a patch's work, once it has read a site's input: adding to the outputs.
 pub type Addition<'a> = Box<dyn FnOnce(&mut Outputs) -> Result<()> + Send + 'a>;
 
 /// A forward hook of a site: a LoRA, a mixture of many, a batch in which each sequence has its own, a probe that only

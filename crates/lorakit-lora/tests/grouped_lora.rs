@@ -72,7 +72,7 @@ fn the_delta_matches_the_composed_form() {
     assert!(largest_difference(&grouped.delta(&x, groups()).unwrap(), &composed) < 1e-5);
 }
 
-/// A single token has products of its own, as decoding makes them.
+/// A single token has products of its own, as in decoding.
 #[test]
 fn the_delta_of_a_token_alone_matches_the_composed_form() {
     let (x, a, b) = inputs();

@@ -245,7 +245,7 @@ impl Base {
         self.ropes.are_alike(a, b)
     }
 
-    /// What all layers share in a forward of these sequences, packed one behind the other.
+    /// What all layers share in a forward of these sequences, packed one after another.
     pub fn plan(&self, sequences: SequenceBatch) -> ForwardPlan {
         match self.config.encoder {
             Some(encoder) => {
@@ -286,7 +286,7 @@ impl Base {
         }
     }
 
-    /// The precision that tokens behind a prompt are computed in.
+    /// The precision that tokens after a prompt are computed in.
     pub(crate) fn decoding(&self) -> TokenPrecision {
         self.decoding
     }
@@ -475,7 +475,7 @@ fn ensure_computes(config: &BaseConfig, checkpoint: &Checkpoint, options: &BaseO
     Err(ModelError::Checkpoint { place: checkpoint.place(), reason })
 }
 
-/// The biases by distance of an encoder's layers and of those behind it, if there are any.
+/// The biases by distance of an encoder's layers and of those after it, if there are any.
 fn distance_biases(config: &BaseConfig, weights: &mut WeightLoader) -> Result<[Option<DistanceBias>; 2]> {
     let (Some(encoder), Some(descriptor)) = (config.encoder, config.descriptor.encoder) else {
         return Ok([None, None]);

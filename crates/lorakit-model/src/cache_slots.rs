@@ -25,7 +25,7 @@ impl CacheSlots {
         self.free
     }
 
-    /// Adds free slots behind the others.
+    /// Adds free slots after the others.
     pub(crate) fn extend(&mut self, more: usize) {
         self.users.resize(self.users.len() + more, 0);
         self.free += more;

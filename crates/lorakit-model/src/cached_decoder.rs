@@ -125,7 +125,7 @@ impl<'a> CachedDecoder<'a> {
     }
 
     /// Whether sequences of up to `tokens` tokens can always share a prefix: some bases rotate the keys of long ones
-    /// differently, and a token that an encoder reads depends on those behind it.
+    /// differently, and a token that an encoder reads depends on those after it.
     pub fn can_share(&self, tokens: usize) -> bool {
         self.base.config().encoder.is_none() && self.base.rotates_alike(1, tokens)
     }
@@ -145,8 +145,8 @@ impl<'a> CachedDecoder<'a> {
         self.slots.free()
     }
 
-    /// Declares how many tokens a sequence will have in the end, where that is known: it decides how a base that rotates
-    /// long rows in another way rotates this one. Otherwise the tokens so far do.
+    /// Declares the number of tokens to be read before decoding starts: the prompt's, which may be appended in parts. Until
+    /// then tokens are exact, and a base that rotates long rows differently rotates by this length.
     pub fn declare_length(&mut self, sequence: usize, tokens: usize) {
         self.sequences[sequence].template.whole = Some(tokens);
     }
@@ -243,7 +243,7 @@ impl<'a> CachedDecoder<'a> {
     }
 
     /// Appends tokens to sequences and returns the logits that follow each one's last: `[sequences given, vocabulary]`. A
-    /// token behind a sequence's prompt, alone in its call, has the precision that the base decodes in. Prompts are exact,
+    /// token after a sequence's prompt, alone in its call, has the precision that the base decodes in. Prompts are exact,
     /// also where the sequence's length makes it necessary to read them again.
     ///
     /// # Errors

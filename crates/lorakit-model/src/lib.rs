@@ -7,8 +7,8 @@
 //! no padding. What is added at the sites is given with each call as [`lorakit_lora::Patches`].
 //!
 //! A row is one stream of tokens. To an encoder-decoder (T5) its first tokens are the source, as
-//! [`Sequence::source`](lorakit_lora::Sequence::source) says, and those behind are the target, which begins with the decoder's
-//! start token; both stacks' layers are in one list, and each changes the hidden states of its own tokens.
+//! [`Sequence::source`](lorakit_lora::Sequence::source) says, and those after it are the target, which begins with the
+//! decoder's start token; both stacks' layers are in one list, and each changes the hidden states of its own tokens.
 //!
 //! [`BaseConfig`] reads a `config.json` and holds the [`Descriptor`](architecture::Descriptor) of its architecture, which
 //! says everything that differs between architectures. [`CachedDecoder`] generates with cached keys and values,

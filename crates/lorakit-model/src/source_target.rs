@@ -1,4 +1,4 @@
-//! What a row is to an encoder-decoder: its first tokens are the source, which the encoder reads, and those behind are the
+//! What a row is to an encoder-decoder: its first tokens are the source, which the encoder reads, and those after it are the
 //! target, which the decoder reads. Hidden states of both are packed as the rows are; a layer changes those of its stack.
 
 use crate::attention::attention_layout::AttentionLayout;

@@ -1,4 +1,4 @@
-//! Tokenized rows, packed one behind the other, with the tokens that carry loss.
+//! Tokenized rows, packed one after another, with the tokens that carry loss.
 
 use candle_core::{Device, Result, Tensor};
 use lorakit_lora::{Sequence, SequenceBatch};

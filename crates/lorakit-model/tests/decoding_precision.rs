@@ -81,14 +81,14 @@ fn check_against_exact(file: &Path, bound: f32) {
     assert!(moved > 1e-5 * size, "{name}: tokens were not rounded");
 }
 
-/// The negative log-likelihoods of a text's tokens behind the first, scored at once.
+/// The negative log-likelihoods of a text's tokens after the first, scored at once.
 fn scored_nll(base: &Base, text: &[u32], precision: TokenPrecision) -> Vec<f64> {
     let losses: Vec<Vec<bool>> = (1..text.len()).map(|at| (0..text.len()).map(|token| token == at).collect()).collect();
     let rows = losses.iter().map(|loss| ScoredRow { tokens: text, loss, row: Sequence::default() });
     base.nll_sums(rows, &Patches::none(), precision).unwrap().into_iter().map(|row| row.sum).collect()
 }
 
-/// The same, decoded token by token behind a prompt of none.
+/// The same, decoded token by token after a prompt of none.
 fn decoded_nll(base: &Base, text: &[u32]) -> Vec<f64> {
     let patches = Patches::none();
     let mut decoder = CachedDecoder::new(base, &patches, text.len()).unwrap();

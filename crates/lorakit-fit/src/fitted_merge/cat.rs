@@ -12,8 +12,7 @@ use candle_core::Tensor;
 use lorakit_lora::Patches;
 use lorakit_route::{Cat, CatMerge, FittedMerge, HeldOut, Router, RouterState, TrainableWeights};
 use lorakit_task::Example;
-use lorakit_train::batch_indices;
-use lorakit_train::{FitRow, ParameterGroup, TokenLoss, TrainConfig, example_losses_by_token};
+use lorakit_train::{FitRow, ParameterGroup, TokenLoss, TrainConfig, batch_indices, example_losses_by_token};
 use std::any::Any;
 
 /// One of so many rows is held out of the fit.

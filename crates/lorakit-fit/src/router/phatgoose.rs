@@ -9,9 +9,7 @@ use lorakit_adapter::Matrix;
 use lorakit_route::token::phatgoose::gated_experts;
 use lorakit_route::{Phatgoose, Router, RouterState};
 use lorakit_task::Example;
-use lorakit_train::batch_indices;
-use lorakit_train::{LrSchedule, LrSchedulerType};
-use lorakit_train::{ParameterGroup, TokenLoss, TrainConfig};
+use lorakit_train::{LrSchedule, LrSchedulerType, ParameterGroup, TokenLoss, TrainConfig, batch_indices};
 
 /// The share of the steps in which the learning rate rises.
 const WARMUP: f64 = 0.1;

@@ -7,8 +7,7 @@ use candle_core::{D, Device, Tensor, Var};
 use lorakit_adapter::Matrix;
 use lorakit_route::prompt::task_predictor::mean_hidden;
 use lorakit_route::{Router, RouterState, TaskPredictor};
-use lorakit_train::ParameterGroup;
-use lorakit_train::{LrSchedule, LrSchedulerType};
+use lorakit_train::{LrSchedule, LrSchedulerType, ParameterGroup};
 
 /// Full-batch steps. The loss is convex and the weights start at zero: nothing here is random.
 const STEPS: usize = 300;

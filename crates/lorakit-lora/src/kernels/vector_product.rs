@@ -1,12 +1,12 @@
-//! Products of one vector with some rows of a matrix, as a decoded token makes them: a matrix product would take longer to be
-//! set up than to be made.
+//! Products of one vector with some rows of a matrix, as for a decoded token: setting up a matrix product would take longer
+//! than computing it.
 
 use crate::kernels::simd::{self, Simd, WithSimd};
 
 /// Partial sums of an inner product, the same on every machine.
 const LANES: usize = 16;
 
-/// `y[r] = <row r, x>` of rows one behind the other.
+/// `y[r] = <row r, x>` of consecutive rows.
 ///
 /// # Panics
 /// If `x` is empty.

@@ -247,10 +247,10 @@ impl GroupedOp {
     }
 }
 
-/// What a part's tokens have been multiplied to, and the rows of A; see [`GroupedOp::shrink`].
+/// A part's products with A, `[tokens, ranks of the expert]`, and the rows of A; see [`GroupedOp::shrink`].
 pub(crate) type ShrunkPart = (Vec<f32>, Range<usize>);
 
-/// The deltas of a batch of one token, of whose products with A they are made, added in place to a site's outputs.
+/// Adds the deltas of a one-token batch, from its products with A, to a site's outputs in place.
 struct ExpandToken<'a> {
     op: GroupedOp,
     b: &'a Tensor,

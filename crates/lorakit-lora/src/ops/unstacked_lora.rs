@@ -133,7 +133,7 @@ impl InplaceOp2 for UnstackedOp {
     }
 }
 
-/// The deltas of a batch of one token, of whose products with A they are made, added in place to a site's outputs.
+/// Adds the deltas of a one-token batch, from its products with A, to a site's outputs in place.
 struct ExpandToken<'a> {
     lora: &'a UnstackedLora,
     op: GroupedOp,

@@ -113,8 +113,8 @@ impl RopeConfig {
         let is_set = |key| -> Result<bool> { Ok(!json.nested_or_empty(key)?.is_empty()) };
         Ok((is_set("rope_scaling")? && is_set("rope_parameters")?).then(|| {
             json.message(
-                "keys `rope_scaling` and `rope_parameters` are both there; `rope_scaling` and `rope_theta` are \
-                          used, as in transformers 5",
+                "keys `rope_scaling` and `rope_parameters` are both there; `rope_scaling` and `rope_theta` are used, as in \
+                 transformers 5",
             )
         }))
     }

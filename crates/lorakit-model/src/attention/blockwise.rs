@@ -291,8 +291,8 @@ impl AttentionHeads {
 
     /// The gradients of a task from that of its outputs.
     ///
-    /// With `P` the weights: `dV = Pᵀ dO`, `dP = dO Vᵀ`, `dS = scale P (dP - rowsum(P dP))`, times the derivative of a soft cap,
-    /// `dQ = dS K`, `dK = dSᵀ Q`; a bias has the sum of `dS` over its diagonal, without the scale.
+    /// With `P` the weights: `dV = Pᵀ dO`, `dP = dO Vᵀ`, `dS = scale P (dP - rowsum(P dP))`, times the derivative of a soft
+    /// cap, `dQ = dS K`, `dK = dSᵀ Q`; a bias has the sum of `dS` over its diagonal, without the scale.
     fn attend_backward(&self, task: &HeadTask, dout: &[f32]) -> TaskGradients {
         let f = self.features;
         let (mut dq, mut dk, mut dv) = (vec![0.0; task.q.len()], vec![0.0; task.k.len()], vec![0.0; task.v.len()]);

@@ -77,7 +77,7 @@ pub fn composed_rotate(qkv: &Tensor, heads: AttentionHeads, rope: &RopeTable) ->
 }
 
 /// `qkv` with the queries and keys of each token rotated by its angles: the first features of a head are paired with those
-/// behind them, `(x c - y s, y c + x s)`, and the rest of the head stays.
+/// after them, `(x c - y s, y c + x s)`, and the rest of the head stays.
 fn rotated(qkv: &Tensor, heads: AttentionHeads, cosines: &Tensor, sines: &Tensor) -> Result<Tensor> {
     let (tokens, pairs, f) = (qkv.dim(0)?, cosines.dim(2)?, heads.features);
     let count = heads.queries + heads.keys;

@@ -25,7 +25,7 @@ impl DistanceBias {
         Ok(bias)
     }
 
-    /// The bias of each distance from the farthest before to the farthest behind, `[heads, 2 farthest + 1]`.
+    /// The bias of each distance from the farthest before to the farthest after, `[heads, 2 farthest + 1]`.
     pub(crate) fn table(&self) -> Result<Tensor> {
         match &self.frozen {
             Some(table) => Ok(table.clone()),

@@ -1,4 +1,4 @@
-//! Attention of few queries to cached keys, as decoding makes it: keys and values are read where they are, once for all
+//! Attention of few queries to cached keys, as in decoding: keys and values are read where they are, once for all
 //! query heads that share them, and a row's task ends before a matrix product would be set up. One task of the thread pool
 //! takes one segment.
 

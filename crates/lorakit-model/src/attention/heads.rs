@@ -12,7 +12,7 @@ pub struct AttentionHeads {
     pub keys: usize,
     /// Features of a head.
     pub features: usize,
-    /// Whether a query sees no key behind its own; if not, it sees all of its row, and there is no window.
+    /// Whether a query sees no key after its own; if not, it sees all of its row, and there is no window.
     pub causal: bool,
     /// Sliding window: how many positions back a query sees, itself included.
     pub window: Option<usize>,

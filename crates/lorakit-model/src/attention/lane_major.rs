@@ -5,7 +5,7 @@ use lorakit_lora::kernels::simd::Simd;
 use pulp::bytemuck::cast_slice_mut;
 use std::ops::Range;
 
-/// The rows of a head, `[rows]`; zeros behind the last fill a whole block.
+/// The rows of a head, `[rows]`; zeros after the last fill a whole block.
 pub(crate) struct HeadRows<const GROUPS: usize>(Vec<Row<GROUPS>>);
 
 impl<const GROUPS: usize> HeadRows<GROUPS> {
@@ -13,7 +13,7 @@ impl<const GROUPS: usize> HeadRows<GROUPS> {
         Self(Vec::new())
     }
 
-    /// Takes over the head whose features start at `column` of wider rows, `stride` values apart.
+    /// Copies in the head whose features start at `column` of wider rows, `stride` values apart.
     #[inline(always)]
     pub(crate) fn read<S: Simd>(&mut self, _: S, values: &[f32], stride: usize, column: usize) {
         let (count, head) = (values.len() / stride, column..column + GROUPS * FEATURES);
@@ -24,7 +24,7 @@ impl<const GROUPS: usize> HeadRows<GROUPS> {
         self.0[count..].fill([[0.0; FEATURES]; GROUPS]);
     }
 
-    /// Takes over the rows of `lanes`.
+    /// Copies in the rows of `lanes`.
     #[inline(always)]
     pub(crate) fn read_lanes<S: Simd>(&mut self, simd: S, lanes: &HeadLanes<S, GROUPS>) {
         self.0.resize(lanes.0.len() * S::F32_LANES, [[0.0; FEATURES]; GROUPS]);
@@ -48,7 +48,7 @@ impl<const GROUPS: usize> HeadRows<GROUPS> {
     }
 }
 
-/// The rows of a head as lanes, `[blocks]`; lanes behind the last row are zero.
+/// The rows of a head as lanes, `[blocks]`; lanes after the last row are zero.
 pub(crate) struct HeadLanes<S: Simd, const GROUPS: usize>(Vec<Lanes<S, GROUPS>>);
 
 impl<S: Simd, const GROUPS: usize> HeadLanes<S, GROUPS> {
@@ -63,7 +63,7 @@ impl<S: Simd, const GROUPS: usize> HeadLanes<S, GROUPS> {
         self.0.resize(count.div_ceil(S::F32_LANES), [[simd.splat_f32s(0.0); FEATURES]; GROUPS]);
     }
 
-    /// Takes over the rows.
+    /// Copies in the rows.
     #[inline(always)]
     pub(crate) fn read(&mut self, simd: S, rows: &HeadRows<GROUPS>) {
         self.0.resize(rows.0.len() / S::F32_LANES, [[simd.splat_f32s(0.0); FEATURES]; GROUPS]);

@@ -70,7 +70,8 @@ impl Sdpa {
     /// From the output and its gradient, `[n, Q, queries * features]` each:
     ///
     /// `dv = Pᵀ dy`, `dS = P (dy vᵀ - rowsum(dy y))`, times the derivative of a soft cap, `dq = scale dS k` and
-    /// `dk = scale dSᵀ q`; `rowsum(P dP)` is `rowsum(dy y)`, of which there are fewer (Dao et al. 2022, <https://arxiv.org/abs/2205.14135>).
+    /// `dk = scale dSᵀ q`; `rowsum(P dP)` is `rowsum(dy y)`, of which there are fewer (Dao et al. 2022,
+    /// <https://arxiv.org/abs/2205.14135>).
     pub(crate) fn gradients(&self, y: &Tensor, dy: &Tensor) -> Result<SdpaGradients> {
         let (y, dy) = (by_key_head(y, self.heads)?.broadcast_sub(&self.v_mean)?, by_key_head(dy, self.heads)?);
         let row_dot = (y * &dy)?.sum_keepdim(D::Minus1)?.to_dtype(self.heads.products)?;

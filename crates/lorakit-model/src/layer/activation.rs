@@ -48,7 +48,8 @@ pub fn swiglu(x: &Tensor) -> Result<Tensor> {
     if x.device().is_cpu() { op::unary(GatedActivation(Gate::Silu), x) } else { composed_swiglu(x) }
 }
 
-/// The same as [`swiglu`] on any device; the reference that tests compare with. Only `x` is kept for the backward: with `s = sigmoid(gate)`, `dup = dy gate s` and `dgate = dy up s (1 + gate (1 - s))`.
+/// The same as [`swiglu`] on any device; the reference that tests compare with. Only `x` is kept for the backward: with
+/// `s = sigmoid(gate)`, `dup = dy gate s` and `dgate = dy up s (1 + gate (1 - s))`.
 pub fn composed_swiglu(x: &Tensor) -> Result<Tensor> {
     let f = x.dim(1)? / 2;
     let at = x.detach();

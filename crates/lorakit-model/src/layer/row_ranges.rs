@@ -20,7 +20,7 @@ impl RowRanges {
         self.0.iter().map(ExactSizeIterator::len).sum()
     }
 
-    /// These rows of `x`, `[rows, d]`, one behind the other. Differentiable.
+    /// These rows of `x`, `[rows, d]`, one after another. Differentiable.
     pub(crate) fn of(&self, x: &Tensor) -> Result<Tensor> {
         op::unary(TakeRows(self.clone()), x)
     }
@@ -82,7 +82,7 @@ impl Op<1> for TakeRows {
         self.0.ensure_within(rows)?;
         let count = self.0.count();
         let write = |y: &mut [f32]| self.0.for_each(d, |all, own| y[own].copy_from_slice(&x.values[all]));
-        // SAFETY: the ranges, one behind the other, are all rows of `y`.
+        // SAFETY: the ranges, one after another, are all rows of `y`.
         Ok((unsafe { uninit_vec(count * d, write) }, (count, d).into()))
     }
 

@@ -1,4 +1,4 @@
-//! Products of few tokens with rows of a matrix, as decoding makes them: bound by the memory that the weights are read
+//! Products of few tokens with rows of a matrix, as in decoding: bound by the memory that the weights are read
 //! from.
 //!
 //! Each row is read once, in order, and multiplied with all tokens before the next one. A sum has a fixed number of lanes
@@ -208,7 +208,7 @@ fn plain_product<T: StoredValue>(row: &[T], x: &[f32]) -> f32 {
     lane_sum(sums) + rest(w_rest, x_rest)
 }
 
-/// The sum of the products behind the last whole lanes.
+/// The sum of the products past the last whole lanes.
 #[inline(always)]
 fn rest<T: StoredValue>(w: &[T], x: &[f32]) -> f32 {
     w.iter().zip(x).map(|(w, x)| w.widen() * x).sum()

@@ -4,7 +4,7 @@
 /// How far ahead weights are fetched, in bytes: memory has answered by then.
 const AHEAD: usize = 2048;
 
-/// Begins to fetch the line of memory that is [`AHEAD`] bytes behind `at`. What is not the program's is not fetched.
+/// Begins to fetch the line of memory that is [`AHEAD`] bytes past `at`. What is not the program's is not fetched.
 #[inline(always)]
 pub(super) fn prefetch<T>(at: *const T) {
     #[cfg(target_arch = "x86_64")]

@@ -1,4 +1,4 @@
-//! Products of some tens of tokens with the rows of a matrix, as decoding many texts at once makes them: between the memory
+//! Products of some tens of tokens with the rows of a matrix, as in decoding many texts at once: between the memory
 //! that the weights are read from and the machine's arithmetic.
 //!
 //! A matrix product copies the weights into a layout of its own first, which so few tokens do not pay for. Here the tokens
@@ -21,7 +21,7 @@ const COLUMNS: usize = 1024;
 /// Rows of a matrix that one thread takes at a time: a multiple of the rows that any machine multiplies at a time.
 pub(super) const TILE: usize = 48;
 
-/// Tokens `[tokens, columns]` as lanes: `[blocks][columns][lanes of a block]`, zero behind the last token.
+/// Tokens `[tokens, columns]` as lanes: `[blocks][columns][lanes of a block]`, zero past the last token.
 pub(super) struct TokenLanes {
     values: Vec<f32>,
     columns: usize,

@@ -46,8 +46,8 @@ const V1: Version = Version {
 const V2: Version =
     Version { root: "", limit: "memory.max", used: "memory.current", reclaimable: ["inactive_file", "active_file"] };
 
-/// As [`CgroupMemory::of_process`], with the text of `/proc/self/cgroup` (cgroups(7)): a line `HIERARCHY:CONTROLLERS:PATH` for each
-/// hierarchy, of which version 2 has one without controllers.
+/// As [`CgroupMemory::of_process`], with the text of `/proc/self/cgroup` (cgroups(7)): a line `HIERARCHY:CONTROLLERS:PATH`
+/// for each hierarchy, of which version 2 has one without controllers.
 fn tightest(groups: &str, root: &Path) -> Option<CgroupMemory> {
     let limits = groups.lines().filter_map(|line| {
         let (_, rest) = line.split_once(':')?;

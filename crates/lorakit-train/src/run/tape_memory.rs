@@ -157,7 +157,7 @@ impl LayerTape<'_> {
     }
 
     /// Values per token that the backward of the MLP makes, beside the gradient of the residual stream: those of the
-    /// activation's output and input, or, of an adapted site behind it, of the site's input, its dropped copy, and the
+    /// activation's output and input, or, of an adapted site after it, of the site's input, its dropped copy, and the
     /// adapters' part of the gradient before and after the mask.
     fn mlp_backward(&self) -> u64 {
         let (site, adapted) = self.site(SiteRole::MlpOutput);

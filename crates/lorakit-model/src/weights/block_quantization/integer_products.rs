@@ -1,4 +1,4 @@
-//! Products of few tokens of 8 bits with rows of blocks, as decoding makes them.
+//! Products of few tokens of 8 bits with rows of blocks, as in decoding.
 
 use super::block_type::BlockType;
 use super::eight_bit_tokens::{EightBitToken, EightBitTokens, GROUP};
