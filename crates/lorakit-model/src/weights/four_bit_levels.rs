@@ -119,7 +119,7 @@ mod tests {
     /// Every byte, and numbers of values that fill no vector or end within a byte.
     #[test]
     fn vectors_write_what_plain_operations_write() {
-        let packed: Vec<u8> = (0..=255).chain((0..40u8).map(|at| at.wrapping_mul(37).wrapping_add(11))).collect();
+        let packed: Vec<u8> = (0..=255).chain((0..40).map(|at: u8| at.wrapping_mul(37).wrapping_add(11))).collect();
         for count in (0..40).chain([2 * packed.len() - 1, 2 * packed.len()]) {
             let (mut vectors, mut plain) = (vec![f32::NAN; count], vec![9.0; count]);
             LEVELS.write_pairs(&packed[..count.div_ceil(2)], &mut vectors);
