@@ -1,7 +1,7 @@
 //! What a table shows: the TOML files of `configs/tables`.
 
 use crate::paper_table::task_families::FamilyPatterns;
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -151,6 +151,7 @@ impl TableSpec {
                 ensure!(spec.papers.contains(paper), "row `{}`: `{paper}` is not among papers", row.label);
             }
         }
+        ensure_columns(&spec.columns, spec.mean.as_deref())?;
         let columns: Vec<&str> =
             spec.columns.iter().map(|column| column.name.as_str()).chain(spec.mean.as_deref()).collect();
         let testable = spec.testable.iter().chain(spec.claims.iter().filter_map(|claim| claim.testable.as_ref()));
@@ -170,6 +171,33 @@ impl TableSpec {
         }
         Ok(spec)
     }
+}
+
+/// The most decimals of a value: an `f64` has no more to show.
+const MAX_DIGITS: usize = 16;
+
+/// Refuses columns that could not be told apart, or whose values could not be shown or compared.
+fn ensure_columns(columns: &[ColumnSpec], mean: Option<&str>) -> Result<()> {
+    let mut names = BTreeSet::new();
+    for ColumnSpec { name, scale, digits, .. } in columns {
+        ensure!(names.insert(name), "two columns have the name `{name}`");
+        ensure!(mean != Some(name), "column `{name}` has the name of `mean`");
+        ensure!(*digits <= MAX_DIGITS, "column `{name}`: `digits` is {digits}; expected at most {MAX_DIGITS}");
+        ensure!(
+            scale.is_finite() && *scale > 0.0,
+            "column `{name}`: `scale` is {scale}; expected a finite number above 0"
+        );
+    }
+    let (losses, others): (Vec<&ColumnSpec>, Vec<&ColumnSpec>) =
+        columns.iter().partition(|column| column.metric == "loss");
+    if let (Some(mean), Some(loss), Some(other)) = (mean, losses.first(), others.first()) {
+        bail!(
+            "`mean = \"{mean}\"`: there is no mean of `{}`, where lower is better, and `{}`, where higher is",
+            loss.name,
+            other.name
+        );
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -202,6 +230,28 @@ mod tests {
             ),
         ] {
             let message = format!("{:#}", TableSpec::parse(&text).unwrap_err());
+            assert!(message.contains(expected), "{message}");
+        }
+    }
+
+    #[test]
+    fn columns_that_cannot_be_shown_or_compared_are_refused() {
+        let table = |top: &str, more: &str| {
+            let (title, rest) = TABLE.split_once('\n').unwrap();
+            format!("{title}\n{top}\n[[column]]\nname = 'acc'\nmetric = 'acc'\n{more}\n{rest}")
+        };
+        assert!(TableSpec::parse(&table("", "digits = 16\nscale = 0.5")).is_ok());
+        for (top, more, expected) in [
+            ("", "digits = 100000", "column `acc`: `digits` is 100000; expected at most 16"),
+            ("", "scale = -100", "column `acc`: `scale` is -100; expected a finite number above 0"),
+            ("", "scale = 0", "`scale` is 0"),
+            ("", "scale = nan", "`scale` is NaN"),
+            ("", "scale = inf", "`scale` is inf"),
+            ("", "[[column]]\nname = 'acc'\nmetric = 'loss'", "two columns have the name `acc`"),
+            ("mean = 'acc'", "", "column `acc` has the name of `mean`"),
+            ("mean = 'all'", "", "there is no mean of `loss`, where lower is better, and `acc`, where higher is"),
+        ] {
+            let message = format!("{:#}", TableSpec::parse(&table(top, more)).unwrap_err());
             assert!(message.contains(expected), "{message}");
         }
     }
