@@ -245,7 +245,8 @@ fn named_by_card(entries: &[Value], files: &[&str], name: &str) -> Result<Splits
 
 /// Whether a task can be read from a file.
 fn is_data(file: &str) -> bool {
-    let plain = file.strip_suffix(".gz").unwrap_or(file);
+    let file = file.to_lowercase();
+    let plain = file.strip_suffix(".gz").unwrap_or(&file);
     ENDINGS.iter().any(|ending| plain.ends_with(ending))
         && !describes_dataset(file.rsplit('/').next().unwrap_or_default())
         && !file.starts_with('.')
@@ -365,6 +366,8 @@ mod tests {
         );
         assert_eq!(choose(None, &["a.jsonl", "b.jsonl"], Value::Null).unwrap(), ["train: a.jsonl b.jsonl"]);
         assert_eq!(choose(None, &["test.csv.gz", "train.csv.gz"], Value::Null).unwrap().len(), 2);
+        let upper = choose(None, &["TEST.CSV", "train.csv.GZ"], Value::Null).unwrap();
+        assert_eq!(upper, ["test: TEST.CSV", "train: train.csv.GZ"]);
         assert!(choose(Some("x"), &["a.jsonl"], Value::Null).unwrap_err().to_string().contains("one configuration"));
         assert!(choose(None, &["README.md"], Value::Null).unwrap_err().to_string().contains("no file that ends in"));
     }

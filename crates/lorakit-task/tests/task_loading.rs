@@ -229,3 +229,15 @@ fn shards_stand_for_a_parquet_file_that_is_not_there() {
     fs::remove_file(folder.path().join("cut-00000-of-00002.parquet")).unwrap();
     assert!(message(load("cut")).contains("cut has no shard 00000 of 00002"), "{}", message(load("cut")));
 }
+
+#[test]
+fn extensions_in_upper_case_are_those_of_tasks() {
+    let csv = "input,output\na,b\n";
+    let tasks = folder(&[("A.CSV", csv), ("b.csv", csv), ("c.JSONL", ROW), ("d.TOML", "rows = \"b.csv\"")]);
+    // The rows of `d` are no task of their own.
+    assert_eq!(names(&Task::load(&at(&tasks, ""), None).unwrap()), ["A", "c", "d"]);
+    let dataset = folder(&[("f/TRAIN.CSV", csv), ("f/test.csv", csv)]);
+    let loaded = Task::load(&at(&dataset, "f"), None).unwrap();
+    assert_eq!(names(&loaded), ["f"], "one dataset");
+    assert_eq!(loaded[0].count(Split::Train), 1);
+}

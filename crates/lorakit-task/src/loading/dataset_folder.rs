@@ -1,6 +1,7 @@
 //! Folders that are one task: those that Hugging Face `datasets` saves, and those whose files are named after splits, as
 //! on the Hub.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -10,6 +11,7 @@ use crate::error::{At, Result, TaskError};
 use crate::loading::most_common_format::of_most_common_format;
 use crate::loading::split_files::SplitFile;
 use crate::source::file_content::read_whole;
+use crate::source::file_extension::{has_extension, strip_extension};
 use crate::source::file_formats;
 use crate::split::Split;
 
@@ -122,7 +124,7 @@ fn named_after_splits(folder: &Path) -> Result<Option<Vec<SplitFile>>> {
     let (mut files, mut shards, mut folders) = (Vec::new(), Vec::new(), Vec::new());
     for entry in entries(folder)? {
         let name = entry.file_name().to_string_lossy().into_owned();
-        if name.ends_with(".toml") {
+        if has_extension(&name, ".toml") {
             return Ok(None);
         }
         if name.starts_with('.') || describes_dataset(&name) {
@@ -165,12 +167,12 @@ const SHARDED: &str = ".parquet";
 /// If there are neither the file nor shards, or a shard is missing.
 pub(crate) fn shards_of(file: &Path) -> Result<Vec<PathBuf>> {
     let name = file.file_name().unwrap_or_default().to_string_lossy();
-    let Some(name) = name.strip_suffix(SHARDED).filter(|_| !file.exists()) else { return Ok(Vec::new()) };
+    let Some(name) = strip_extension(&name, SHARDED).filter(|_| !file.exists()) else { return Ok(Vec::new()) };
     let folder = Some(folder_of(file)).filter(|folder| folder.is_dir());
     let (mut files, mut shards) = (Vec::new(), Vec::new());
     for entry in folder.map(entries).transpose()?.unwrap_or_default() {
         let found = entry.file_name().to_string_lossy().into_owned();
-        let Some((split, (number, count))) = found.strip_suffix(SHARDED).and_then(shard) else { continue };
+        let Some((split, (number, count))) = strip_extension(&found, SHARDED).and_then(shard) else { continue };
         if split == name {
             files.push(entry.path());
             shards.push((name, number, count));
@@ -209,7 +211,7 @@ fn holds_tasks(folder: &Path) -> Result<bool> {
         }
         let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
         let is_task = if is_folder { holds_tasks(&entry.path())? } else { file_formats::data_stem(&name).is_some() };
-        if is_task || name.ends_with(".toml") {
+        if is_task || has_extension(&name, ".toml") {
             return Ok(true);
         }
     }
@@ -229,10 +231,12 @@ fn split_and_shard(stem: &str) -> Option<(Split, Option<(usize, usize)>)> {
 /// Refuses a folder that lacks one of the shards that the others' names promise.
 fn ensure_complete<S>(shards: &[(S, usize, usize)], folder: &Path) -> Result<()>
 where
-    S: Copy + PartialEq + std::fmt::Display,
+    S: Copy + Ord + std::fmt::Display,
 {
-    for &(split, _, count) in shards {
-        let missing = (0..count).find(|number| !shards.contains(&(split, *number, count)));
+    let found: BTreeSet<(S, usize, usize)> = shards.iter().copied().collect();
+    let mut counts = BTreeSet::new();
+    for &(split, _, count) in shards.iter().filter(|(split, _, count)| counts.insert((*split, *count))) {
+        let missing = (0..count).find(|number| !found.contains(&(split, *number, count)));
         if let Some(number) = missing {
             return Err(TaskError::Data(format!(
                 "{}: {split} has no shard {number:05} of {count:05}; is the download complete?",
@@ -268,6 +272,16 @@ fn split_named(name: &str) -> Option<Split> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    /// In time that grows with the shards, not with their cube.
+    #[test]
+    fn many_shards_are_counted_at_once() {
+        let shards: Vec<(Split, usize, usize)> =
+            (0..MAX_SHARDS - 1).map(|number| (Split::Train, number, MAX_SHARDS - 1)).collect();
+        ensure_complete(&shards, Path::new("f")).unwrap();
+        let error = ensure_complete(&shards[..shards.len() - 1], Path::new("f")).unwrap_err().to_string();
+        assert!(error.contains("f: train has no shard 99998 of 99999"), "{error}");
+    }
 
     #[test]
     fn a_bare_name_is_in_the_working_directory() {

@@ -1,5 +1,7 @@
 //! Which files of a split are read where they are of several formats, and so may hold the same rows: those of the most common.
 
+use crate::source::file_extension::has_extension;
+
 /// Endings of data files with what `datasets` reads them with, in the order of its choice among equally frequent ones.
 const ENDINGS: [(&str, &str); 6] = [
     (".parquet", "parquet"),
@@ -15,9 +17,8 @@ const ENDINGS: [(&str, &str); 6] = [
 /// JSON, CSV, TSV and Arrow counts.
 pub fn of_most_common_format<T>(files: Vec<T>, name: impl Fn(&T) -> String) -> Vec<T> {
     let ending = |file: &T| {
-        let name = name(file).to_lowercase();
-        let plain = name.strip_suffix(".gz").unwrap_or(&name);
-        ENDINGS.iter().position(|(ending, _)| plain.ends_with(ending))
+        let name = name(file);
+        ENDINGS.iter().position(|(ending, _)| has_extension(&name, ending))
     };
     let count = |index: usize| files.iter().filter(|file| ending(file) == Some(index)).count();
     // Of equal counts, `max_by_key` returns the last.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Result, TaskError};
 use crate::loading::dataset_folder;
+use crate::source::file_extension::strip_extension;
 use crate::source::file_formats::data_stem;
 
 /// The task TOMLs, data files and folders that are one task under a folder, sorted by file name within each folder. Files
@@ -39,7 +40,7 @@ fn list_into(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
 
 /// Whether a file is a task TOML, by its ending; data files are known by their content.
 pub(crate) fn is_toml(path: &Path) -> bool {
-    path.extension().is_some_and(|ending| ending == "toml")
+    path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("toml"))
 }
 
 /// A file's name without the endings of a task file, or the name of a folder that is one task.
@@ -50,7 +51,7 @@ pub(crate) fn stem(path: &Path) -> String {
 /// The stem, and whether the ending is that of a task file.
 fn split_name(path: &Path) -> (String, bool) {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    if let Some(stem) = name.strip_suffix(".toml").or_else(|| data_stem(&name)) {
+    if let Some(stem) = strip_extension(&name, ".toml").or_else(|| data_stem(&name)) {
         return (stem.into(), true);
     }
     let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());

@@ -6,6 +6,7 @@ use serde_json::{Map, Number, Value};
 
 use crate::error::{Result, TaskError};
 use crate::source::document::Document;
+use crate::source::file_extension::has_extension;
 use crate::source::file_format::FileFormat;
 use crate::source::json::text;
 
@@ -27,8 +28,7 @@ impl FileFormat for Delimited {
     }
 
     fn parse(&self, path: &Path, content: &[u8]) -> Result<Option<Document>> {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-        if !name.strip_suffix(".gz").unwrap_or(&name).ends_with(self.ending) {
+        if !has_extension(&path.to_string_lossy(), self.ending) {
             return Ok(None);
         }
         let rows = parse(text(content)?, self.delimiter)?;

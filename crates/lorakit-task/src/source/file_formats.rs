@@ -6,6 +6,7 @@ use crate::error::{At, Result, TaskError};
 use crate::source::arrow_stream::ArrowStream;
 use crate::source::delimited::{CSV, TSV};
 use crate::source::document::Document;
+use crate::source::file_extension::strip_extension;
 use crate::source::file_format::FileFormat;
 use crate::source::json::Json;
 use crate::source::json_lines::JsonLines;
@@ -32,5 +33,5 @@ pub(crate) fn endings() -> Vec<String> {
 
 /// The name of a data file without its ending; None if the ending is of no format.
 pub(crate) fn data_stem(name: &str) -> Option<&str> {
-    endings().iter().find_map(|ending| name.strip_suffix(ending.as_str()))
+    endings().iter().find_map(|ending| strip_extension(name, ending))
 }

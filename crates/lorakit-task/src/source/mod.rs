@@ -9,6 +9,7 @@ pub(crate) mod data_file;
 mod delimited;
 pub(crate) mod document;
 pub(crate) mod file_content;
+pub(crate) mod file_extension;
 pub(crate) mod file_format;
 pub(crate) mod file_formats;
 mod gzip;

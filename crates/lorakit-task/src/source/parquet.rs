@@ -13,6 +13,7 @@ use parquet::file::serialized_reader::SerializedPageReader;
 use crate::error::{Result, TaskError};
 use crate::source::arrow_values::append_rows;
 use crate::source::document::Document;
+use crate::source::file_extension::has_extension;
 use crate::source::file_format::FileFormat;
 use crate::source::size_budget::SizeBudget;
 
@@ -55,8 +56,7 @@ impl FileFormat for Parquet {
 impl Parquet {
     /// Whether a file has the ending of this format, compressed or not.
     fn is_named(&self, path: &Path) -> bool {
-        let name = path.to_string_lossy();
-        name.trim_end_matches(".gz").ends_with(self.ending())
+        has_extension(&path.to_string_lossy(), self.ending())
     }
 }
 
