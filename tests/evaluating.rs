@@ -215,3 +215,23 @@ fn a_metric_that_no_task_has_is_an_error() {
     let scores = work.eval(&[&[choices.as_str()], &options[..]].concat()).json();
     assert!(scores["results"]["base"]["choices"]["metrics"]["acc"].is_object(), "one task has it");
 }
+
+#[test]
+fn a_part_without_pairs_prints_a_document_without_results() {
+    let work = Work::new();
+    let part = |options: &[&str]| work.eval(&[&["--router", "base", "--part", "0/2"], options].concat());
+    assert_eq!(part(&["--json"]).json()["results"], serde_json::json!({}));
+    assert_contains(&part(&[]).ok().stdout, &["no pair of a router and a task"]);
+}
+
+#[test]
+fn samples_of_a_task_with_a_long_name_are_written() {
+    let work = Work::new();
+    let (name, out) = ("n".repeat(245), work.path("scores"));
+    let task = work.path(&format!("{name}.jsonl"));
+    fs::copy(work.path("test.jsonl"), &task).unwrap();
+    let fixed = ["eval", "--base", "pico", "--router", "base", "--split", "all", "--log-samples"];
+    run(fixed.into_iter().chain(["--out", &out, "--tasks", &task])).ok();
+    let files = fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert_eq!(files.filter(|file| file.starts_with("samples_base_nnn")).count(), 1);
+}

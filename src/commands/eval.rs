@@ -147,7 +147,8 @@ pub fn run(args: EvalArgs, context: &CommandContext) -> Result<()> {
     };
     let chance = args.chance.then(|| run.score_chance(&tasks)).transpose()?;
     run.score(&pairs, &prepared)?;
-    if run.store.now.routers().next().is_none() {
+    // A part may have no pairs, and then nothing failed.
+    if run.store.now.routers().next().is_none() && !run.failures.all().is_empty() {
         return run.failures.outcome(false);
     }
     let names: Vec<&str> = routers.iter().map(|typed| typed.text.as_str()).chain(chance).collect();
@@ -304,6 +305,9 @@ impl EvalArgs {
             make_parent(path)?;
             write_file(path, scores_page::html(&page)?.as_bytes())?;
         }
+        if results.routers().next().is_none() {
+            return run.context.output.result(&document, || "This part has no pair of a router and a task.".to_owned());
+        }
         let text = || [tables(results, routers, run.tasks)].into_iter().chain(gain_table::text(&gains, routers));
         run.context.output.result(&document, || text().collect::<Vec<_>>().join("\n\n"))
     }
@@ -325,7 +329,12 @@ impl EvalArgs {
     /// Checks what needs no file to be opened.
     fn ensure_usage(&self) -> Result<()> {
         let needy = self.router.iter().find(|typed| typed.router.uses_experts() && self.library.is_none());
-        needy.map_or(Ok(()), |typed| Err(usage::usage_error(format!("--router {typed} needs --library"))))
+        needy.map_or(Ok(()), |typed| Err(usage::usage_error(format!("--router {typed} needs --library"))))?;
+        let results = self.out.as_ref().map(|folder| folder.join("results.json"));
+        let is_results = |report: &PathBuf| results.is_some_and(|results| usage::is_same_file(&results, report));
+        usage::ensure(!self.report.as_ref().is_some_and(is_results), || {
+            "--report is the file of results in --out, which it would replace".to_owned()
+        })
     }
 }
 

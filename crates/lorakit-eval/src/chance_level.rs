@@ -18,6 +18,9 @@ use std::collections::BTreeMap;
 /// If the split has no rows, or ROUGE-L cannot be computed.
 pub fn score_chance(task: &Task, options: &EvalOptions) -> Result<TaskScores> {
     let rows = task.rows(options.split, options.limit)?;
+    if rows.is_empty() {
+        return Err(EvalError::NoRows { name: task.name.clone() });
+    }
     let most_frequent = most_frequent_answer(task)?;
     let score = |row: &&Row| {
         let mut sample = Sample::new(row, String::new());
@@ -133,5 +136,7 @@ mod tests {
         let task = task("choice.jsonl", rows);
         let options = EvalOptions { split: Split::All, ..EvalOptions::default() };
         assert_eq!(score_chance(&task, &options).unwrap().metrics["acc"].value, 0.375);
+        let none = EvalOptions { limit: Some(0), ..options };
+        assert!(matches!(score_chance(&task, &none), Err(EvalError::NoRows { name }) if name == "choice"));
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::error::{EvalError, Result};
+use lorakit_format::hash::sha256;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -99,8 +100,12 @@ fn to_15_digits(value: f64) -> f64 {
     format!("{value:.14e}").parse().unwrap_or(value)
 }
 
+/// The most bytes of a router's and a task's name in the name of a file.
+const MAX_NAMES: usize = 200;
+
 /// The file name for the samples of a router on a task: `samples_ROUTER_TASK.jsonl`. Characters that file systems refuse or
-/// shells expand become `_`, as in lm-evaluation-harness.
+/// shells expand become `_`, as in lm-evaluation-harness. A long name is cut, and ends in a part of its hash: file systems
+/// take 255 bytes.
 ///
 /// ```
 /// use lorakit_eval::samples_file;
@@ -110,7 +115,13 @@ fn to_15_digits(value: f64) -> f64 {
 pub fn samples_file(router: &str, task: &str) -> String {
     let safe = |c: char| if c.is_control() || c.is_whitespace() || "\"<>:/|\\?*[]".contains(c) { '_' } else { c };
     let names: String = format!("{router}_{task}").chars().map(safe).collect();
-    format!("samples_{names}.jsonl")
+    if names.len() <= MAX_NAMES {
+        return format!("samples_{names}.jsonl");
+    }
+    let cut: String =
+        names.char_indices().take_while(|(at, c)| at + c.len_utf8() <= MAX_NAMES).map(|(_, c)| c).collect();
+    let hash = sha256(format!("{router}_{task}").as_bytes());
+    format!("samples_{cut}-{}.jsonl", &hash[..8])
 }
 
 /// The text of a sample file: one line per row, in file order.
@@ -187,5 +198,10 @@ mod tests {
     #[test]
     fn file_names_are_safe() {
         assert_eq!(samples_file("expert:a/../b", "x y?"), "samples_expert_a_.._b_x_y_.jsonl");
+        let long = |end: &str| samples_file("base", &("ä".repeat(120) + end));
+        assert!(long("a").starts_with("samples_base_ää") && long("a").len() <= 223, "{}", long("a"));
+        assert_ne!(long("a"), long("b"));
+        let limit = samples_file("base", &"a".repeat(195));
+        assert_eq!(limit, format!("samples_base_{}.jsonl", "a".repeat(195)));
     }
 }
