@@ -72,10 +72,11 @@ impl Clusters {
             return refuse("there are no clusters; expected at least one".to_owned());
         }
         for Cluster { name, experts, .. } in &clusters {
-            if name.is_empty() || !names.insert(name) {
-                return refuse(format!(
-                    "the cluster name `{name}` is empty or given twice; expected one name per cluster"
-                ));
+            if name.is_empty() {
+                return refuse("the name of a cluster is empty; expected a name for each".to_owned());
+            }
+            if !names.insert(name) {
+                return refuse(format!("the cluster `{name}` is given twice; expected one name per cluster"));
             }
             if experts.is_empty() {
                 return refuse(format!("cluster `{name}` has no experts; expected at least one, or no such cluster"));

@@ -26,8 +26,11 @@ pub fn embedding_clusters(
 }
 
 fn check(vectors: &[(String, Vec<f32>)]) -> Result<()> {
-    let expected = vectors[0].1.len().max(1);
+    let expected = vectors[0].1.len();
     for (name, vector) in vectors {
+        if vector.is_empty() {
+            return Err(ClusterError::EmptyEmbedding(name.clone()));
+        }
         if vector.len() != expected {
             return Err(ClusterError::EmbeddingLength { name: name.clone(), found: vector.len(), expected });
         }
@@ -62,6 +65,7 @@ mod tests {
         assert!(
             matches!(embedding_clusters(named(&[&[0.0], &[f32::NAN]]), 1, 0), Err(ClusterError::NotFinite { name, .. }) if name == "e1")
         );
-        assert!(embedding_clusters(named(&[&[], &[]]), 1, 0).is_err());
+        let empty = embedding_clusters(named(&[&[], &[]]), 1, 0).unwrap_err().to_string();
+        assert_eq!(empty, "the embedding of `e0` has no values; expected at least one");
     }
 }

@@ -124,6 +124,9 @@ pub enum ClusterError {
         /// The range.
         expected: &'static str,
     },
+    /// An embedding without values.
+    #[error("the embedding of `{0}` has no values; expected at least one")]
+    EmptyEmbedding(String),
     /// Embeddings of different lengths.
     #[error("the embedding of `{name}` has {found} values; expected {expected}, as the others have")]
     EmbeddingLength {

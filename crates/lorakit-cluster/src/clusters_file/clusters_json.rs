@@ -71,7 +71,13 @@ impl TryFrom<ClustersJson> for Clusters {
     type Error = ClusterError;
 
     fn try_from(json: ClustersJson) -> Result<Self> {
-        let mut tasks: BTreeMap<String, Vec<String>> = json.tasks.0.into_iter().collect();
+        let mut tasks = BTreeMap::new();
+        for (name, list) in json.tasks.0 {
+            if tasks.contains_key(&name) {
+                return Err(ClusterError::Inconsistent(format!("`tasks` names the cluster `{name}` twice")));
+            }
+            tasks.insert(name, list);
+        }
         let cluster = |(name, experts): (String, Vec<String>)| {
             let tasks = tasks.remove(&name).unwrap_or_default();
             Cluster { name, experts, tasks }
@@ -136,6 +142,7 @@ mod tests {
             (r#"{"method": "mbc", "clusters": {"x": ["a"], "y": ["a"]}}"#, "`a` is in cluster `x` and in `y`"),
             (r#"{"method": "mbc", "clusters": {"x": ["a"], "x": ["b"]}}"#, "`x` is given twice"),
             (r#"{"method": "mbc", "clusters": {"x": ["a"]}, "tasks": {"z": []}}"#, "`z`"),
+            (r#"{"method": "mbc", "clusters": {"x": ["a"]}, "tasks": {"x": ["t"], "x": []}}"#, "cluster `x` twice"),
             (r#"{"method": "mbc", "clusters": {"x": ["a"]}, "cluster": 1}"#, "unknown field `cluster`"),
             (r#"{"method": "magic", "clusters": {"x": ["a"]}}"#, "unknown variant `magic`"),
         ] {

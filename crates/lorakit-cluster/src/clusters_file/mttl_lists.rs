@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::Map;
 
 use crate::clusters::{Cluster, ClusterMethod, Clusters};
-use crate::clusters_file::name_lists::NameLists;
+use crate::clusters_file::name_lists::{Entries, NameLists};
 use crate::clusters_file::pretty_json::write_pretty;
 use crate::error::Result;
 
@@ -18,13 +18,16 @@ impl Clusters {
     /// If the file cannot be written.
     pub fn write_mttl(&self, path: &Path) -> Result<()> {
         let lists = self.clusters().iter().map(|cluster| (cluster.name.clone(), cluster.experts.clone()));
-        write_pretty(path, &NameLists(lists.collect()))
+        write_pretty(path, &Entries(lists.collect::<Vec<(String, Vec<String>)>>()))
     }
 }
 
 /// The clusters of a text of this form; None if it is of another.
 pub(crate) fn parse(text: &str) -> Option<Result<Clusters>> {
-    let NameLists(lists) = serde_json::from_str(text).ok().filter(|NameLists(lists)| !lists.is_empty())?;
+    let lists = serde_json::from_str::<NameLists>(text).ok()?.0;
+    if lists.is_empty() {
+        return None;
+    }
     let cluster = |(name, experts)| Cluster { name, experts, tasks: Vec::new() };
     Some(Clusters::checked(ClusterMethod::Given, lists.into_iter().map(cluster).collect(), Map::new()))
 }
@@ -51,9 +54,11 @@ mod tests {
     fn contradictions_are_errors() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("clusters.json");
-        for (text, part) in
-            [(r#"{"x": ["a"], "y": ["a"]}"#, "`a` is in cluster `x` and in `y`"), (r#"{"x": []}"#, "no experts")]
-        {
+        for (text, part) in [
+            (r#"{"x": ["a"], "y": ["a"]}"#, "`a` is in cluster `x` and in `y`"),
+            (r#"{"x": []}"#, "no experts"),
+            (r#"{"x": ["a"], "x": ["b"]}"#, "the cluster `x` is given twice"),
+        ] {
             std::fs::write(&path, text).unwrap();
             let error = Clusters::read(&path).unwrap_err();
             let error = format!("{error}: {}", std::error::Error::source(&error).unwrap());

@@ -1,43 +1,50 @@
-//! JSON objects of lists of names, in the order of the file.
+//! JSON objects in the order of the file, such as lists of names.
 
 use std::fmt;
+use std::marker::PhantomData;
 
-use serde::de::{Error as _, MapAccess, Visitor};
+use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A JSON object of lists of names, in the order of the file. A repeated key, which JSON parsers accept, is an error.
-#[derive(Default)]
-pub(crate) struct NameLists(pub Vec<(String, Vec<String>)>);
+/// Lists of names by cluster.
+pub(crate) type NameLists = Entries<Vec<String>>;
 
-impl Serialize for NameLists {
+/// The entries of a JSON object, in the order of the file. A repeated key, which JSON parsers accept, is kept: whoever
+/// reads the entries must refuse it.
+pub(crate) struct Entries<T>(pub Vec<(String, T)>);
+
+impl<T> Default for Entries<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<T: Serialize> Serialize for Entries<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.0.iter().map(|(name, list)| (name, list)))
+        serializer.collect_map(self.0.iter().map(|(name, value)| (name, value)))
     }
 }
 
-impl<'de> Deserialize<'de> for NameLists {
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Entries<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(NameListsVisitor)
+        deserializer.deserialize_map(EntriesVisitor(PhantomData))
     }
 }
 
-struct NameListsVisitor;
+struct EntriesVisitor<T>(PhantomData<T>);
 
-impl<'de> Visitor<'de> for NameListsVisitor {
-    type Value = NameLists;
+impl<'de, T: Deserialize<'de>> Visitor<'de> for EntriesVisitor<T> {
+    type Value = Entries<T>;
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str("an object of cluster names and lists")
     }
 
-    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<NameLists, M::Error> {
-        let mut table = NameLists::default();
-        while let Some((name, list)) = map.next_entry::<String, Vec<String>>()? {
-            if table.0.iter().any(|(other, _)| *other == name) {
-                return Err(M::Error::custom(format!("the cluster `{name}` is given twice")));
-            }
-            table.0.push((name, list));
+    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Entries<T>, M::Error> {
+        let mut entries = Entries::default();
+        while let Some(entry) = map.next_entry()? {
+            entries.0.push(entry);
         }
-        Ok(table)
+        Ok(entries)
     }
 }

@@ -7,6 +7,7 @@ use lorakit_format::read_text;
 use serde_json::{Map, Value};
 
 use crate::clusters::{Cluster, ClusterMethod, Clusters};
+use crate::clusters_file::name_lists::Entries;
 use crate::error::{ClusterError, Result};
 
 /// The only key of a published file that is not a cluster.
@@ -23,14 +24,18 @@ pub fn read_published(path: &Path) -> Result<Clusters> {
 }
 
 fn parse(text: &str) -> Result<Clusters> {
-    let file: Map<String, Value> = serde_json::from_str(text).map_err(|error| {
+    let Entries(file): Entries<Value> = serde_json::from_str(text).map_err(|error| {
         ClusterError::Inconsistent(format!("{error}; expected an object of cluster names and lists of tasks"))
     })?;
     let mut settings = Map::new();
     let mut clusters = Vec::new();
     for (name, value) in file {
         match value {
-            Value::String(_) if name == DESCRIPTION => drop(settings.insert(name, value)),
+            Value::String(_) if name == DESCRIPTION => {
+                if settings.insert(name, value).is_some() {
+                    return Err(ClusterError::Inconsistent(format!("`{DESCRIPTION}` is given twice")));
+                }
+            }
             value => clusters.push(cluster(name, value)?),
         }
     }
@@ -68,5 +73,7 @@ mod tests {
         assert!(pairs.contains("`phi40` is not a cluster"), "{pairs}");
         let overlap = parse(r#"{"all": ["a", "b"], "train": ["a"]}"#).unwrap_err().to_string();
         assert!(overlap.contains("`a` is in cluster `all` and in `train`"), "{overlap}");
+        let repeated = parse(r#"{"c0": ["a"], "c0": ["b"]}"#).unwrap_err().to_string();
+        assert!(repeated.contains("the cluster `c0` is given twice"), "{repeated}");
     }
 }
