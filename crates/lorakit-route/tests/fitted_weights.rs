@@ -118,6 +118,10 @@ fn initial_weights_are_uniform_and_a_simplex_excludes_absent_experts() {
     let simplex =
         Cat { per: Granularity::Module, simplex: true, ..Cat::default() }.trainable_weights(&library).unwrap();
     assert_eq!(simplex.values().unwrap().values()[..], [1.0 / 3.0, 1.0 / 3.0, 1.0 / 3.0, 0.5, 0.0, 0.5]);
+    // The exponential of 100 overflows in f32.
+    let (_, logits) = &simplex.variables()[0];
+    logits.set(&Tensor::full(100f32, (2, 3), &Device::Cpu).unwrap()).unwrap();
+    assert_eq!(simplex.values().unwrap().values()[..], [1.0 / 3.0, 1.0 / 3.0, 1.0 / 3.0, 0.5, 0.0, 0.5]);
 }
 
 #[test]

@@ -416,6 +416,15 @@ fn experts_of_weight_zero_add_no_ranks() {
     assert_eq!(update(&all, "q"), update(&two, "q"));
 }
 
+#[test]
+fn calibrated_experts_keep_their_names_and_tasks() {
+    let tasks = vec!["t".to_owned()];
+    let experts: Vec<Expert> = mixed().into_iter().map(|expert| Expert { tasks: tasks.clone(), ..expert }).collect();
+    let coefficients = Coefficients::new(vec![1.0; experts.len()]);
+    let calibrated = parse_calibration("pico").unwrap().calibrated(&experts, &coefficients).unwrap();
+    assert!(calibrated.iter().zip(&experts).all(|(one, other)| one.name == other.name && one.tasks == tasks));
+}
+
 /// Merges in which experts of any weight vote on signs, as in PEFT; or whose basis is that of all experts, with such a merge in
 /// it.
 const OF_ALL_EXPERTS: [&str; 7] = ["ties", "ties_svd", "dare_ties", "dare_ties_svd", "core_space", "knots", "ctm"];

@@ -69,7 +69,9 @@ impl<'a> TrainableWeights<'a> {
         let weights = match self.simplex {
             false => self.weights.as_tensor().clone(),
             true => {
-                let exp = (self.weights.as_tensor() + &self.mask)?.exp()?;
+                let logits = (self.weights.as_tensor() + &self.mask)?;
+                // The softmax does not change, and f32 does not overflow.
+                let exp = logits.broadcast_sub(&logits.max_keepdim(1)?.detach())?.exp()?;
                 exp.broadcast_div(&exp.sum_keepdim(1)?)?
             }
         };

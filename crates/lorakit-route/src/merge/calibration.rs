@@ -109,8 +109,10 @@ impl PicoCalibration {
                 updates[expert].insert((*path).to_owned(), update);
             }
         }
-        let with = |(expert, updates): (&Expert, _)| {
-            Expert::new(expert.name.clone(), expert.adapter.clone().with_updates(updates))
+        let with = |(expert, updates): (&Expert, _)| Expert {
+            name: expert.name.clone(),
+            adapter: expert.adapter.clone().with_updates(updates),
+            tasks: expert.tasks.clone(),
         };
         Ok(experts.iter().zip(updates).map(with).collect())
     }
