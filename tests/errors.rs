@@ -426,7 +426,36 @@ fn numbers_that_are_none_are_wrong_usage() {
         ("merge --library l --method linear --out o --weights=nan,1", "expected a finite number"),
         ("merge --library l --method linear --out o --weights=1,inf", "expected a finite number"),
         ("merge --library l --method linear --out o --weights=1,,1", "expected a finite number"),
+        ("verify --base pico --library l --tolerance nan", "expected a finite number of at least 0"),
+        ("verify --base pico --library l --tolerance=-1", "expected a finite number of at least 0"),
     ] {
         assert_contains(&words(line).failed(2), &[expected]);
     }
+}
+
+#[test]
+fn a_report_is_not_written_over_other_output() {
+    let folder = tempfile::tempdir().unwrap();
+    let in_folder = |line: &str| {
+        let output = binary::command(line.split_whitespace()).current_dir(folder.path()).output().unwrap();
+        binary::Ran::from(output).failed(2)
+    };
+    let clusters = in_folder("cluster --library l -k 1 --out c.json --report ./c.json");
+    assert_contains(&clusters, &["--report and --out are the same file, c.json"]);
+    let scores = in_folder("eval --base pico --router base --tasks t.json --out d --report ./d/results.json");
+    assert_contains(&scores, &["--report is the file of results in --out"]);
+}
+
+#[test]
+fn an_empty_value_is_no_file_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let rows = "{\"topic\": \"\", \"input\": \"a\"}\n{\"topic\": \"x\", \"input\": \"b\"}\n";
+    fs::write(path("rows.jsonl"), rows).unwrap();
+    let (rows, out) = (path("rows.jsonl"), path("out"));
+    let split = ["task", "split", &rows, "--by", "topic", "--out", &out];
+    assert_contains(&run(split).failed(2), &["`topic`", "--drop ''"]);
+    assert!(!Path::new(&out).exists());
+    run(split.into_iter().chain(["--drop", ""])).ok();
+    assert_eq!(fs::read_dir(&out).unwrap().count(), 1);
 }

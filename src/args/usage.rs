@@ -3,7 +3,7 @@
 use anyhow::Error;
 use std::fmt;
 use std::num::NonZeroUsize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The exit code of a usage error.
 pub const EXIT_CODE: u8 = 2;
@@ -30,9 +30,19 @@ pub fn ensure(valid: bool, text: impl FnOnce() -> String) -> Result<(), Error> {
     if valid { Ok(()) } else { Err(usage_error(text())) }
 }
 
-/// Whether two paths name one file.
+/// Whether two paths name one file, which need not exist yet.
 pub fn is_same_file(one: &Path, other: &Path) -> bool {
-    one == other || matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
+    one == other || matches!((resolved(one), resolved(other)), (Ok(one), Ok(other)) if one == other)
+}
+
+/// The absolute path of a file, without links as far as it exists.
+fn resolved(path: &Path) -> std::io::Result<PathBuf> {
+    let path = std::path::absolute(path)?;
+    let whole = path.canonicalize();
+    match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) if whole.is_err() => Ok(resolved(parent)?.join(name)),
+        _ => whole,
+    }
 }
 
 /// Parses a count of at least one.
@@ -54,6 +64,11 @@ pub fn finite(text: &str) -> Result<f64, &'static str> {
     text.trim().parse().ok().filter(|number: &f64| number.is_finite()).ok_or("expected a finite number")
 }
 
+/// Parses a finite number of at least 0.
+pub fn non_negative(text: &str) -> Result<f64, &'static str> {
+    finite(text).ok().filter(|number| *number >= 0.0).ok_or("expected a finite number of at least 0")
+}
+
 /// Parses a count of at least one as `usize`.
 pub fn size(text: &str) -> Result<usize, &'static str> {
     count(text).map(NonZeroUsize::get)
@@ -62,4 +77,34 @@ pub fn size(text: &str) -> Result<usize, &'static str> {
 /// Parses a fraction from 0 to 1.
 pub fn fraction(text: &str) -> Result<f64, &'static str> {
     text.parse().ok().filter(|fraction| (0.0..=1.0).contains(fraction)).ok_or("expected a number from 0 to 1")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn files_are_the_same_however_they_are_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let of = |name: &str| folder.path().join(name);
+        assert!(is_same_file(Path::new("c.json"), Path::new("./c.json")));
+        assert!(is_same_file(&of("new/c.json"), &of("new/./c.json")));
+        assert!(!is_same_file(&of("c.json"), &of("d.json")));
+        std::fs::create_dir(of("real")).unwrap();
+        #[cfg(unix)]
+        {
+            std::os::unix::fs::symlink(of("real"), of("link")).unwrap();
+            assert!(is_same_file(&of("real/c.json"), &of("link/c.json")));
+            assert!(is_same_file(&of("real/new/c.json"), &of("link/new/c.json")));
+        }
+        std::fs::write(of("real/c.json"), "").unwrap();
+        assert!(is_same_file(&of("real/c.json"), &of("real/../real/c.json")));
+    }
+
+    #[test]
+    fn tolerances_are_finite_and_not_negative() {
+        assert_eq!((non_negative("0"), non_negative("1e-3")), (Ok(0.0), Ok(1e-3)));
+        assert!(["nan", "-1", "inf", "x"].into_iter().all(|text| non_negative(text).is_err()));
+    }
 }

@@ -85,7 +85,7 @@ impl ClusterArgs {
             "--method random clusters the experts of --library by chance and does not use --tasks; give one of the two"
                 .to_owned()
         })?;
-        usage::ensure(self.report.as_ref() != Some(&self.out), || {
+        usage::ensure(!self.report.as_ref().is_some_and(|report| usage::is_same_file(report, &self.out)), || {
             format!("--report and --out are the same file, {}", self.out.display())
         })?;
         let rows = !self.tasks.is_empty() || self.base.is_some();

@@ -1,6 +1,6 @@
 //! `task split`: data files into one file for each value of a column.
 
-use crate::args::usage::{count, usage_error};
+use crate::args::usage::{self, count, usage_error};
 use crate::command_context::CommandContext;
 use crate::hub::dataset_files;
 use crate::output::console::make_folder;
@@ -56,7 +56,7 @@ pub fn run(args: &TaskSplitArgs, context: &CommandContext) -> Result<()> {
         context.output.status(format!("reading {}", file.display()));
         rows.add(&file)?;
     }
-    let tasks = tasks(rows, &args.drop)?;
+    let tasks = tasks(rows, &args.by, &args.drop)?;
     ensure!(!tasks.is_empty(), "no row is left; see --only and --drop");
     make_folder(&args.out)?;
     for (name, lines) in &tasks {
@@ -72,13 +72,16 @@ pub fn run(args: &TaskSplitArgs, context: &CommandContext) -> Result<()> {
 }
 
 /// The lines of each task by its file's name, without the dropped ones.
-fn tasks(rows: RowsByColumn, drop: &[String]) -> Result<BTreeMap<String, Vec<String>>> {
+fn tasks(rows: RowsByColumn, column: &str, drop: &[String]) -> Result<BTreeMap<String, Vec<String>>> {
     let mut tasks: BTreeMap<String, (String, Vec<String>)> = BTreeMap::new();
     for (value, lines) in rows.into_lines() {
         let name = file_name(&value);
         if drop.contains(&value) || drop.contains(&name) {
             continue;
         }
+        usage::ensure(!name.is_empty(), || {
+            format!("a row has the empty text in `{column}`, which is no file name; leave such rows out with --drop ''")
+        })?;
         if let Some((other, _)) = tasks.insert(name.clone(), (value.clone(), lines)) {
             return Err(usage_error(format!("`{value}` and `{other}` would both be {name}.jsonl; --drop one of them")));
         }

@@ -6,7 +6,7 @@
 //! with the noise of float32 on this base, and the effect of rounding is reported separately.
 
 use super::merge;
-use crate::args::usage::{self, bounded_count};
+use crate::args::usage::{self, bounded_count, non_negative};
 use crate::base::base_source::BaseSource;
 use crate::base::merged_base::{self, MergePrecision};
 use crate::base::resolved_base::ResolvedBase;
@@ -57,7 +57,7 @@ pub struct VerifyArgs {
     tokens: NonZeroUsize,
     /// Maximum difference of logits, not counting rounding to 16 bits [default: 16 times the noise of float32, measured; none
     /// for --other-base]
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", value_parser = non_negative)]
     tolerance: Option<f64>,
 }
 
