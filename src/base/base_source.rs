@@ -125,7 +125,7 @@ fn gguf(file: PathBuf, name: Option<BaseName>, context: &CommandContext) -> Reso
     ResolvedBase::Gguf(GgufBaseFile { file, tokenizer: context.tokenizer.clone(), name, output: context.output })
 }
 
-/// Whether a path has the ending of a GGUF file.
+/// Whether a path has the extension of a GGUF file.
 pub fn is_gguf(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
 }

@@ -22,8 +22,8 @@ const CARD: &str = "README.md";
 
 const CONVERTED: &str = "refs/convert/parquet";
 
-/// Endings of the data files that tasks are read from.
-const ENDINGS: [&str; 5] = [".parquet", ".jsonl", ".json", ".csv", ".tsv"];
+/// Extensions of the data files that tasks are read from.
+const EXTENSIONS: [&str; 5] = [".parquet", ".jsonl", ".json", ".csv", ".tsv"];
 
 /// The words for each split in names of files, folders and splits.
 const WORDS: [(&str, &[&str]); 3] = [
@@ -138,7 +138,7 @@ impl DatasetFiles {
     /// The files of the configuration among `files`; `card` is the metadata of the dataset's README.
     fn choose(&self, files: &[String], card: &Value) -> Result<Splits> {
         let files: Vec<&str> = files.iter().map(String::as_str).filter(|file| is_data(file)).collect();
-        ensure!(!files.is_empty(), "no file that ends in {}", ENDINGS.join(", "));
+        ensure!(!files.is_empty(), "no file that ends in {}", EXTENSIONS.join(", "));
         if let Some(configs) = card["configs"].as_array().filter(|configs| !configs.is_empty()) {
             return self.of_card(&files, configs);
         }
@@ -247,7 +247,7 @@ fn named_by_card(entries: &[Value], files: &[&str], name: &str) -> Result<Splits
 fn is_data(file: &str) -> bool {
     let file = file.to_lowercase();
     let plain = file.strip_suffix(".gz").unwrap_or(&file);
-    ENDINGS.iter().any(|ending| plain.ends_with(ending))
+    EXTENSIONS.iter().any(|extension| plain.ends_with(extension))
         && !describes_dataset(file.rsplit('/').next().unwrap_or_default())
         && !file.starts_with('.')
 }

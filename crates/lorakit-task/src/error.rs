@@ -175,6 +175,16 @@ impl TaskError {
         TaskError::Context { what: what.into(), source: Box::new(self) }
     }
 
+    /// An error of the tokenizers crate, while doing `what`.
+    pub(crate) fn tokenizer(what: &'static str) -> impl FnOnce(tokenizers::Error) -> Self {
+        move |error| TaskError::Tokenizer { what, message: error.to_string() }
+    }
+
+    /// Another value than the one expected.
+    pub(crate) fn value(expected: impl Into<String>, found: impl Into<String>) -> Self {
+        TaskError::Value { expected: expected.into(), found: found.into() }
+    }
+
     /// A failure to read a file or folder.
     pub(crate) fn read(what: impl std::fmt::Display) -> impl FnOnce(std::io::Error) -> Self {
         move |source| TaskError::Read { what: what.to_string(), source }

@@ -12,14 +12,14 @@ pub(crate) fn text(value: &Value) -> Result<String> {
     match value {
         Value::String(text) => Ok(text.clone()),
         Value::Number(number) => Ok(number.to_string()),
-        other => Err(unexpected("a text or a number", kind(other))),
+        other => Err(TaskError::value("a text or a number", kind(other))),
     }
 }
 
 /// One text, or a list of at least one.
 pub(crate) fn texts(value: &Value) -> Result<Vec<String>> {
     match value {
-        Value::Array(items) if items.is_empty() => Err(unexpected("a text", "an empty list")),
+        Value::Array(items) if items.is_empty() => Err(TaskError::value("a text", "an empty list")),
         Value::Array(items) => items.iter().map(text).collect(),
         other => Ok(vec![text(other)?]),
     }
@@ -36,7 +36,7 @@ pub(crate) fn choice_index(value: &Value, choices: &[String]) -> Result<usize> {
     let index = match value {
         Value::Number(number) => number.as_u64().and_then(|n| usize::try_from(n).ok()),
         Value::String(text) => text.trim().parse().ok(),
-        other => return Err(unexpected("the right choice's index or text", kind(other))),
+        other => return Err(TaskError::value("the right choice's index or text", kind(other))),
     };
     match index {
         Some(index) if index < choices.len() => Ok(index),
@@ -46,10 +46,6 @@ pub(crate) fn choice_index(value: &Value, choices: &[String]) -> Result<usize> {
             Value::from(choices)
         ))),
     }
-}
-
-fn unexpected(expected: &str, found: &str) -> TaskError {
-    TaskError::Value { expected: expected.to_string(), found: found.to_string() }
 }
 
 /// A JSON value's kind, for messages.

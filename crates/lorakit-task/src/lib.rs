@@ -41,6 +41,7 @@ mod answer_comparison;
 mod answer_pattern;
 mod chat;
 mod column_names;
+mod common_prefix;
 mod error;
 mod few_shot;
 mod jinja;

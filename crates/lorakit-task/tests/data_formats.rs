@@ -268,7 +268,7 @@ fn undesired_completions_are_left_out() {
 }
 
 #[test]
-fn csv_and_tsv_are_known_by_their_endings() {
+fn csv_and_tsv_are_known_by_their_extensions() {
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, content: &[u8]| {
         let path = folder.path().join(name);
@@ -398,7 +398,7 @@ fn files_that_are_not_what_their_names_say_are_named() {
         let error = format!("{:#}", anyhow::Error::from(Task::load(&path, None).unwrap_err()));
         assert!(error.contains(&path) && error.contains(expected), "{error}");
     }
-    // Text in a file with another format's ending is read as what it is.
+    // Text in a file with another format's extension is read as what it is.
     let path = folder.path().join("text.parquet").display().to_string();
     fs::write(&path, "{\"input\": \"a\", \"output\": \"b\"}\n".repeat(4)).unwrap();
     assert_eq!(Task::load(&path, None).unwrap()[0].count(Split::All), 4);

@@ -56,7 +56,7 @@ impl Message {
     /// If a field is missing or of another kind.
     pub fn read(value: &Value) -> Result<Message> {
         let Value::Object(fields) = value else {
-            return Err(expected("an object with `role` and `content`", json_value::kind(value)));
+            return Err(TaskError::value("an object with `role` and `content`", json_value::kind(value)));
         };
         // Templates ask whether a field is defined, and files of fixed columns fill messages up with nulls.
         let is_given = |(key, value): &(&String, &Value)| key.as_str() == "content" || !value.is_null();
@@ -64,15 +64,15 @@ impl Message {
         let fields: Map<String, Value> = given.collect();
         let role = match fields.get("role") {
             Some(Value::String(role)) => role.clone(),
-            Some(other) => return Err(expected("a text as `role`", json_value::kind(other))),
-            None => return Err(expected("`role`", &json_value::keys(&fields))),
+            Some(other) => return Err(TaskError::value("a text as `role`", json_value::kind(other))),
+            None => return Err(TaskError::value("`role`", json_value::keys(&fields))),
         };
         let content = match fields.get("content") {
             Some(Value::String(text)) => text.clone(),
             Some(Value::Array(parts)) => parts.iter().map(part_text).collect::<Result<String>>().at(|| "`content`")?,
             None | Some(Value::Null) if fields.contains_key("tool_calls") => String::new(),
-            Some(other) => return Err(expected("a text as `content`", json_value::kind(other))),
-            None => return Err(expected("`content`", &json_value::keys(&fields))),
+            Some(other) => return Err(TaskError::value("a text as `content`", json_value::kind(other))),
+            None => return Err(TaskError::value("`content`", json_value::keys(&fields))),
         };
         Ok(Message { role, content, fields })
     }
@@ -123,15 +123,12 @@ impl Message {
 fn part_text(part: &Value) -> Result<String> {
     match (part.get("type").and_then(Value::as_str), part.get("text").and_then(Value::as_str)) {
         (Some("text"), Some(text)) => Ok(text.to_owned()),
-        (Some(kind), _) => {
-            Err(expected("parts of text, {\"type\": \"text\", \"text\": ...}", &format!("a part of type `{kind}`")))
-        }
-        _ => Err(expected("parts of text, {\"type\": \"text\", \"text\": ...}", json_value::kind(part))),
+        (Some(kind), _) => Err(TaskError::value(
+            "parts of text, {\"type\": \"text\", \"text\": ...}",
+            format!("a part of type `{kind}`"),
+        )),
+        _ => Err(TaskError::value("parts of text, {\"type\": \"text\", \"text\": ...}", json_value::kind(part))),
     }
-}
-
-fn expected(expected: &str, found: &str) -> TaskError {
-    TaskError::Value { expected: expected.to_owned(), found: found.to_owned() }
 }
 
 impl Conversation {

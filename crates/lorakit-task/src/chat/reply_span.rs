@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use crate::chat::chat_template::{ChatTemplate, RenderedChat};
 use crate::chat::conversation::Conversation;
+use crate::common_prefix::common_prefix;
 
 /// How the replies were found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -149,9 +150,4 @@ fn blocks_of(blocks: &[Range<usize>], learned: &[bool]) -> Option<Vec<Range<usiz
     }
     let is_learned = |reply: usize| learned.get(reply).copied().unwrap_or(true);
     Some(blocks.iter().enumerate().filter(|(reply, _)| is_learned(*reply)).map(|(_, block)| block.clone()).collect())
-}
-
-/// The length in bytes of what two texts begin with alike.
-fn common_prefix(a: &str, b: &str) -> usize {
-    a.chars().zip(b.chars()).take_while(|(a, b)| a == b).map(|(letter, _)| letter.len_utf8()).sum()
 }

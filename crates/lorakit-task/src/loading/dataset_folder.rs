@@ -157,11 +157,11 @@ fn named_after_splits(folder: &Path) -> Result<Option<Vec<SplitFile>>> {
     Ok(Some([Split::Train, Split::Validation, Split::Test].into_iter().flat_map(of).collect()))
 }
 
-/// The ending of the files that the Hub cuts into shards.
+/// The extension of the files that the Hub cuts into shards.
 const SHARDED: &str = ".parquet";
 
 /// The shards that stand for `NAME.parquet` where there is no such file: `NAME-00000-of-00002.parquet`, as on the Hub. Empty
-/// for a file of another ending.
+/// for a file of another extension.
 ///
 /// # Errors
 /// If there are neither the file nor shards, or a shard is missing.

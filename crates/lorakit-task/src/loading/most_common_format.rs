@@ -2,8 +2,8 @@
 
 use crate::source::file_extension::has_extension;
 
-/// Endings of data files with what `datasets` reads them with, in the order of its choice among equally frequent ones.
-const ENDINGS: [(&str, &str); 6] = [
+/// Extensions of data files with what `datasets` reads them with, in the order of its choice among equally frequent ones.
+const EXTENSIONS: [(&str, &str); 6] = [
     (".parquet", "parquet"),
     (".jsonl", "json"),
     (".json", "json"),
@@ -12,18 +12,18 @@ const ENDINGS: [(&str, &str); 6] = [
     (".arrow", "arrow"),
 ];
 
-/// The files of a split that are read: those of the most frequent ending, as Hugging Face's `datasets` decides, and, as there,
-/// those that it reads alike (JSON and JSON lines, CSV and TSV). Of equally frequent endings the first of Parquet, JSON lines,
-/// JSON, CSV, TSV and Arrow counts.
+/// The files of a split that are read: those of the most frequent extension, as Hugging Face's `datasets` decides, and, as
+/// there, those that it reads alike (JSON and JSON lines, CSV and TSV). Of equally frequent extensions the first of Parquet,
+/// JSON lines, JSON, CSV, TSV and Arrow counts.
 pub fn of_most_common_format<T>(files: Vec<T>, name: impl Fn(&T) -> String) -> Vec<T> {
-    let ending = |file: &T| {
+    let extension = |file: &T| {
         let name = name(file);
-        ENDINGS.iter().position(|(ending, _)| has_extension(&name, ending))
+        EXTENSIONS.iter().position(|(extension, _)| has_extension(&name, extension))
     };
-    let count = |index: usize| files.iter().filter(|file| ending(file) == Some(index)).count();
+    let count = |index: usize| files.iter().filter(|file| extension(file) == Some(index)).count();
     // Of equal counts, `max_by_key` returns the last.
-    let most = (0..ENDINGS.len()).rev().max_by_key(|&index| count(index)).map(|index| ENDINGS[index].1);
-    let is_read = |file: &T| ending(file).map(|index| ENDINGS[index].1) == most;
+    let most = (0..EXTENSIONS.len()).rev().max_by_key(|&index| count(index)).map(|index| EXTENSIONS[index].1);
+    let is_read = |file: &T| extension(file).map(|index| EXTENSIONS[index].1) == most;
     let read: Vec<bool> = files.iter().map(is_read).collect();
     files.into_iter().zip(read).filter_map(|(file, read)| read.then_some(file)).collect()
 }
@@ -37,7 +37,7 @@ mod tests {
     }
 
     #[test]
-    fn the_most_frequent_ending_counts_and_of_equals_the_first() {
+    fn the_most_frequent_extension_counts_and_of_equals_the_first() {
         assert_eq!(read(&["train.csv", "train.jsonl"]), ["train.jsonl"]);
         assert_eq!(read(&["train.jsonl.gz", "train.parquet"]), ["train.parquet"]);
         assert_eq!(read(&["a.csv", "b.csv", "train.parquet"]), ["a.csv", "b.csv"]);

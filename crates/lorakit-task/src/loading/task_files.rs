@@ -1,4 +1,4 @@
-//! Task files: which files of a folder are tasks, and what their names and endings say.
+//! Task files: which files of a folder are tasks, and what their names and extensions say.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -38,17 +38,17 @@ fn list_into(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// Whether a file is a task TOML, by its ending; data files are known by their content.
+/// Whether a file is a task TOML, by its extension; data files are known by their content.
 pub(crate) fn is_toml(path: &Path) -> bool {
-    path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("toml"))
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("toml"))
 }
 
-/// A file's name without the endings of a task file, or the name of a folder that is one task.
+/// A file's name without the extensions of a task file, or the name of a folder that is one task.
 pub(crate) fn stem(path: &Path) -> String {
     if path.is_dir() { dataset_folder::name(path) } else { split_name(path).0 }
 }
 
-/// The stem, and whether the ending is that of a task file.
+/// The stem, and whether the extension is that of a task file.
 fn split_name(path: &Path) -> (String, bool) {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     if let Some(stem) = strip_extension(&name, ".toml").or_else(|| data_stem(&name)) {

@@ -13,7 +13,7 @@ use crate::loading::task_builder::{build, build_of_files};
 use crate::loading::task_config::TaskConfig;
 use crate::loading::task_files::{is_toml, list, stem};
 use crate::source::file_content::read_whole;
-use crate::source::file_formats::endings;
+use crate::source::file_formats::extensions;
 use crate::task::Task;
 
 /// Loads tasks by their specs.
@@ -140,7 +140,7 @@ impl TaskLoader {
             return Err(TaskError::Spec(format!(
                 "no task in {}: no file that ends in .toml, {}",
                 folder.display(),
-                endings().join(", ")
+                extensions().join(", ")
             )));
         }
         let tasks = files.iter().map(|path| self.load_file(path));

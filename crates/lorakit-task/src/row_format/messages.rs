@@ -43,8 +43,7 @@ fn conversation(columns: &Columns) -> Result<Conversation> {
 /// The messages of a column.
 pub(crate) fn read(value: &Value, column: &str) -> Result<Vec<Message>> {
     let Value::Array(messages) = value else {
-        let found = json_value::kind(value).to_owned();
-        return Err(TaskError::Value { expected: "a list of messages".to_owned(), found }.at(format!("`{column}`")));
+        return Err(TaskError::value("a list of messages", json_value::kind(value)).at(format!("`{column}`")));
     };
     let read = |(i, message)| Message::read(message).at(|| format!("`{column}`: message {}", i + 1));
     messages.iter().enumerate().map(read).collect()

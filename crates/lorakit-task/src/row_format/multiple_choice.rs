@@ -38,10 +38,7 @@ impl RowFormat for MultipleChoice {
 pub(crate) fn choice_texts(value: &Value) -> Result<Vec<String>> {
     match value {
         Value::Array(_) => json_value::texts(value),
-        other => Err(TaskError::Value {
-            expected: "a list of texts".to_string(),
-            found: json_value::kind(other).to_string(),
-        }),
+        other => Err(TaskError::value("a list of texts", json_value::kind(other))),
     }
     .at(|| "`choices`")
 }

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use crate::chat::conversation::{Conversation, Message, USER};
+use crate::common_prefix::common_prefix;
 use crate::error::Result;
 use crate::json_value;
 use crate::row::{Answer, RowKind};
@@ -82,8 +83,7 @@ fn after_common(chosen: Vec<Message>, rejected: &Value) -> Result<Conversation> 
 
 /// The length in bytes of what two texts begin with, less a space at its end, as TRL finds a prompt that is left out.
 fn common_text(a: &str, b: &str) -> usize {
-    let alike = a.chars().zip(b.chars()).take_while(|(a, b)| a == b);
-    let length: usize = alike.map(|(letter, _)| letter.len_utf8()).sum();
+    let length = common_prefix(a, b);
     a[..length].strip_suffix(' ').map_or(length, str::len)
 }
 

@@ -63,8 +63,7 @@ fn conversation(columns: &Columns) -> Result<Conversation> {
     // Not as numbers are written: the template receives JSON.
     let value = columns.as_map().get("conversations").ok_or_else(|| columns.missing("conversations"))?;
     let Value::Array(turns) = value else {
-        let found = json_value::kind(value).to_owned();
-        return Err(TaskError::Value { expected: "a list of messages".to_owned(), found }.at("`conversations`"));
+        return Err(TaskError::value("a list of messages", json_value::kind(value)).at("`conversations`"));
     };
     let read = |(i, turn)| message(turn).at(|| format!("`conversations`: message {}", i + 1));
     let mut read = turns.iter().enumerate().map(read).collect::<Result<Vec<_>>>()?;
@@ -84,7 +83,7 @@ fn message(turn: &Value) -> Result<Message> {
     let field = |key: &str| {
         turn.get(key).and_then(Value::as_str).ok_or_else(|| {
             let found = turn.as_object().map_or_else(|| json_value::kind(turn).to_owned(), json_value::keys);
-            TaskError::Value { expected: "an object with the texts `from` and `value`".to_owned(), found }
+            TaskError::value("an object with the texts `from` and `value`", found)
         })
     };
     let (from, value) = (field("from")?, field("value")?);
@@ -111,8 +110,8 @@ fn tool_calls(text: &str) -> Option<Value> {
         call => vec![call],
     };
     let is_call = |call: &Value| call.get("name").is_some_and(Value::is_string) && call.get("arguments").is_some();
-    let calls_all = !calls.is_empty() && calls.iter().all(is_call);
-    calls_all.then(|| calls.into_iter().map(|call| json!({"type": "function", "function": call})).collect())
+    let are_calls = !calls.is_empty() && calls.iter().all(is_call);
+    are_calls.then(|| calls.into_iter().map(|call| json!({"type": "function", "function": call})).collect())
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ pub(crate) struct ArrowStream;
 const CONTINUATION: [u8; 4] = [0xff; 4];
 
 impl FileFormat for ArrowStream {
-    fn ending(&self) -> &'static str {
+    fn extension(&self) -> &'static str {
         ".arrow"
     }
 

@@ -10,25 +10,25 @@ use crate::source::file_extension::has_extension;
 use crate::source::file_format::FileFormat;
 use crate::source::json::text;
 
-/// A file of cells with a delimiter between them. Its content does not say so, hence its ending decides.
+/// A file of cells with a delimiter between them. Its content does not say so, hence its extension decides.
 pub(crate) struct Delimited {
-    ending: &'static str,
+    extension: &'static str,
     delimiter: u8,
 }
 
 /// Comma-separated values.
-pub(crate) static CSV: Delimited = Delimited { ending: ".csv", delimiter: b',' };
+pub(crate) static CSV: Delimited = Delimited { extension: ".csv", delimiter: b',' };
 
 /// Tab-separated values.
-pub(crate) static TSV: Delimited = Delimited { ending: ".tsv", delimiter: b'\t' };
+pub(crate) static TSV: Delimited = Delimited { extension: ".tsv", delimiter: b'\t' };
 
 impl FileFormat for Delimited {
-    fn ending(&self) -> &'static str {
-        self.ending
+    fn extension(&self) -> &'static str {
+        self.extension
     }
 
     fn parse(&self, path: &Path, content: &[u8]) -> Result<Option<Document>> {
-        if !has_extension(&path.to_string_lossy(), self.ending) {
+        if !has_extension(&path.to_string_lossy(), self.extension) {
             return Ok(None);
         }
         let rows = parse(text(content)?, self.delimiter)?;

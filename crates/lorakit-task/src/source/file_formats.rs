@@ -22,16 +22,16 @@ pub(crate) fn parse(path: &Path, content: &[u8]) -> Result<Document> {
             return Ok(document);
         }
     }
-    Err(TaskError::Data(format!("{}: unknown file format; expected {}", path.display(), endings().join(", "))))
+    Err(TaskError::Data(format!("{}: unknown file format; expected {}", path.display(), extensions().join(", "))))
 }
 
-/// The endings of data files, compressed and plain.
-pub(crate) fn endings() -> Vec<String> {
-    let both = |format: &&dyn FileFormat| [format!("{}.gz", format.ending()), format.ending().to_string()];
+/// The extensions of data files, compressed and plain.
+pub(crate) fn extensions() -> Vec<String> {
+    let both = |format: &&dyn FileFormat| [format!("{}.gz", format.extension()), format.extension().to_string()];
     FILE_FORMATS.iter().flat_map(both).collect()
 }
 
-/// The name of a data file without its ending; None if the ending is of no format.
+/// The name of a data file without its extension; None if the extension is of no format.
 pub(crate) fn data_stem(name: &str) -> Option<&str> {
-    endings().iter().find_map(|ending| strip_extension(name, ending))
+    extensions().iter().find_map(|extension| strip_extension(name, extension))
 }

@@ -13,7 +13,7 @@ use crate::source::source_value::SourceValue;
 pub(crate) struct Json;
 
 impl FileFormat for Json {
-    fn ending(&self) -> &'static str {
+    fn extension(&self) -> &'static str {
         ".json"
     }
 

@@ -15,7 +15,7 @@ use crate::source::source_value::SourceValue;
 pub(crate) struct JsonLines;
 
 impl FileFormat for JsonLines {
-    fn ending(&self) -> &'static str {
+    fn extension(&self) -> &'static str {
         ".jsonl"
     }
 

@@ -24,13 +24,13 @@ pub(crate) struct Parquet;
 const MAGIC: &[u8] = b"PAR1";
 
 impl FileFormat for Parquet {
-    fn ending(&self) -> &'static str {
+    fn extension(&self) -> &'static str {
         ".parquet"
     }
 
     fn parse(&self, path: &Path, content: &[u8]) -> Result<Option<Document>> {
         if !content.starts_with(MAGIC) {
-            // Text of another format may have this ending; what is not text would be refused as such by the others.
+            // Text of another format may have this extension; what is not text would be refused as such by the others.
             if self.is_named(path) && std::str::from_utf8(content).is_err() {
                 return Err(TaskError::Data("not a Parquet file: it does not begin with `PAR1`".to_owned()));
             }
@@ -54,9 +54,9 @@ impl FileFormat for Parquet {
 }
 
 impl Parquet {
-    /// Whether a file has the ending of this format, compressed or not.
+    /// Whether a file has the extension of this format, compressed or not.
     fn is_named(&self, path: &Path) -> bool {
-        has_extension(&path.to_string_lossy(), self.ending())
+        has_extension(&path.to_string_lossy(), self.extension())
     }
 }
 

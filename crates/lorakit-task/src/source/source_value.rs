@@ -79,10 +79,10 @@ fn rewritten_numbers(text: &str) -> Vec<Range<usize>> {
 }
 
 /// The most digits of an integer that always fits 64 bits.
-const SHORT: usize = 18;
+const SAFE_DIGITS: usize = 18;
 
 fn is_rewritten(number: &str) -> bool {
-    if number.len() <= SHORT && number != "-0" && is_integer(number) {
+    if number.len() <= SAFE_DIGITS && number != "-0" && is_integer(number) {
         return false;
     }
     match serde_json::from_str::<Number>(number) {

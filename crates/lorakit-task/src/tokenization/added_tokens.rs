@@ -81,9 +81,7 @@ impl AddedTokens {
         if class == TokenizerClass::Qwen2 {
             tokens.extend(self.named.iter().chain(&self.extra).map(|token| AddedToken::from(&*token.content, true)));
         }
-        let failed =
-            |error: tokenizers::Error| TaskError::Tokenizer { what: "cannot add tokens", message: error.to_string() };
-        tokenizer.add_tokens(tokens).map_err(failed)?;
+        tokenizer.add_tokens(tokens).map_err(TaskError::tokenizer("cannot add tokens"))?;
         let moved = self.numbered.into_iter().filter_map(|(stated, token)| {
             let id = tokenizer.token_to_id(&token.content).filter(|&id| id != stated)?;
             Some(format!("token `{}` has id {id}, as in transformers, but a file gives it {stated}", token.content))

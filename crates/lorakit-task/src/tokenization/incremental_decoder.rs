@@ -2,6 +2,7 @@
 
 use tokenizers::decoders::DecoderWrapper;
 
+use crate::common_prefix::common_prefix;
 use crate::error::Result;
 use crate::tokenization::byte_run::{ByteRun, byte_of};
 use crate::tokenization::tokenizer::Tokenizer;
@@ -172,11 +173,6 @@ impl<'v> IncrementalDecoder<'v> {
         // Some decoders expect a token.
         if tokens.is_empty() { Ok(String::new()) } else { self.tokenizer.decode(tokens) }
     }
-}
-
-/// The length in bytes of the longest common prefix in whole characters.
-fn common_prefix(a: &str, b: &str) -> usize {
-    a.chars().zip(b.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum()
 }
 
 #[cfg(test)]

@@ -116,7 +116,7 @@ impl Tokenizer {
     }
 
     fn new(mut tokenizer: HubTokenizer, special: SpecialTokens) -> Result<Tokenizer> {
-        tokenizer.with_truncation(None).map_err(failed("cannot switch truncation off"))?;
+        tokenizer.with_truncation(None).map_err(TaskError::tokenizer("cannot switch truncation off"))?;
         tokenizer.with_padding(None);
         let (prefix, suffix) = affixes(&tokenizer)?;
         Ok(Tokenizer {
@@ -195,7 +195,7 @@ impl Tokenizer {
 
     /// The tokens of a text without BOS or EOS, with the bytes of the text that each comes from.
     pub(crate) fn encode_with_offsets(&self, text: &str) -> Result<Encoding> {
-        self.tokenizer.encode(text, false).map_err(failed("cannot tokenize"))
+        self.tokenizer.encode(text, false).map_err(TaskError::tokenizer("cannot tokenize"))
     }
 
     /// The texts of the special tokens, and of those at which generation stops.
@@ -244,7 +244,7 @@ impl Tokenizer {
     /// As [`Tokenizer::encode`].
     pub fn encode_without_special(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.tokenizer.encode_fast(text, false);
-        let encoding = encoding.map_err(failed("cannot tokenize"))?;
+        let encoding = encoding.map_err(TaskError::tokenizer("cannot tokenize"))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -269,7 +269,7 @@ impl Tokenizer {
     /// # Errors
     /// If the tokenizer's decoder fails.
     pub fn decode(&self, tokens: &[u32]) -> Result<String> {
-        self.tokenizer.decode(tokens, true).map_err(failed("cannot decode"))
+        self.tokenizer.decode(tokens, true).map_err(TaskError::tokenizer("cannot decode"))
     }
 
     /// A token as the vocabulary spells it, such as `Ġthe` or `▁the`; None for an unknown id.
@@ -335,7 +335,8 @@ impl Tokenizer {
         let rules = match self.rules_sha256.get() {
             Some(rules) => rules.clone(),
             None => {
-                let text = self.tokenizer.to_string(false).map_err(failed("cannot be written as JSON"))?;
+                let text =
+                    self.tokenizer.to_string(false).map_err(TaskError::tokenizer("cannot be written as JSON"))?;
                 self.rules_sha256.get_or_init(|| sha256(text.as_bytes())).clone()
             }
         };
@@ -358,13 +359,8 @@ impl Tokenizer {
     }
 }
 
-/// An error of the tokenizers crate, while doing `what`.
-fn failed(what: &'static str) -> impl FnOnce(tokenizers::Error) -> TaskError {
-    move |error| TaskError::Tokenizer { what, message: error.to_string() }
-}
-
 fn parse(json: &[u8]) -> Result<HubTokenizer> {
-    HubTokenizer::from_bytes(json).map_err(failed("not a tokenizer.json"))
+    HubTokenizer::from_bytes(json).map_err(TaskError::tokenizer("not a tokenizer.json"))
 }
 
 /// The tokenizer as its class builds it, and the tokens that the file adds.
@@ -395,7 +391,7 @@ fn build(
 fn affixes(tokenizer: &HubTokenizer) -> Result<(Vec<u32>, Vec<u32>)> {
     let encode = |special| {
         let encoding = tokenizer.encode_fast("a", special);
-        let encoding = encoding.map_err(failed("cannot tokenize"))?;
+        let encoding = encoding.map_err(TaskError::tokenizer("cannot tokenize"))?;
         Ok::<_, TaskError>(encoding.get_ids().to_vec())
     };
     let (with, without) = (encode(true)?, encode(false)?);

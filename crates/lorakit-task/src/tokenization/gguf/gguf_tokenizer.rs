@@ -65,7 +65,9 @@ impl GgufTokenizer {
             let takes_space = is_phi_3 && special && !KEEP_SPACE.contains(&token.as_str());
             Some(AddedToken::from(token.as_str(), special).normalized(false).rstrip(takes_space))
         });
-        tokenizer.add_tokens(added.collect::<Vec<_>>()).map_err(failed("cannot add the file's tokens"))?;
+        tokenizer
+            .add_tokens(added.collect::<Vec<_>>())
+            .map_err(TaskError::tokenizer("cannot add the file's tokens"))?;
         Ok(Self {
             config: config(&vocabulary),
             special: SpecialTokens { bos: vocabulary.bos, eos: vocabulary.eos, stops: stops(&vocabulary) },
@@ -86,7 +88,7 @@ impl GgufTokenizer {
         let stops: Vec<u32> = self.special.stops.iter().copied().collect();
         let generation = json!({"bos_token_id": self.special.bos, "eos_token_id": stops});
         Ok(vec![
-            ("tokenizer.json", self.tokenizer.to_string(false).map_err(failed("cannot be written"))?),
+            ("tokenizer.json", self.tokenizer.to_string(false).map_err(TaskError::tokenizer("cannot be written"))?),
             ("tokenizer_config.json", format!("{:#}\n", self.config)),
             ("generation_config.json", format!("{generation:#}\n")),
         ])
@@ -129,7 +131,9 @@ fn build(vocabulary: &GgufVocabulary) -> Result<HubTokenizer> {
         }
     };
     let mut tokenizer = HubTokenizer::new(model(vocabulary, merges)?);
-    tokenizer.with_normalizer(part::<NormalizerWrapper>(normalizer)?).map_err(failed("cannot be normalized"))?;
+    tokenizer
+        .with_normalizer(part::<NormalizerWrapper>(normalizer)?)
+        .map_err(TaskError::tokenizer("cannot be normalized"))?;
     tokenizer.with_pre_tokenizer(part::<PreTokenizerWrapper>(pre_tokenizer)?);
     tokenizer.with_decoder(part::<DecoderWrapper>(decoder)?);
     tokenizer.with_post_processor(part::<PostProcessorWrapper>(post_processor(vocabulary))?);
@@ -158,7 +162,7 @@ fn model(vocabulary: &GgufVocabulary, merges: Vec<(String, String)>) -> Result<B
             }
         }
     };
-    model.build().map_err(failed("not a byte-pair encoding"))
+    model.build().map_err(TaskError::tokenizer("not a byte-pair encoding"))
 }
 
 /// What puts BOS before a text.
@@ -207,9 +211,4 @@ fn config(vocabulary: &GgufVocabulary) -> Value {
 /// A part of a tokenizer from the JSON of a tokenizer.json; None for null.
 fn part<T: DeserializeOwned>(json: Value) -> Result<Option<T>> {
     if json.is_null() { Ok(None) } else { Ok(Some(serde_json::from_value(json)?)) }
-}
-
-/// An error of the tokenizers crate, while doing `what`.
-fn failed(what: &'static str) -> impl FnOnce(tokenizers::Error) -> TaskError {
-    move |error| TaskError::Tokenizer { what, message: error.to_string() }
 }

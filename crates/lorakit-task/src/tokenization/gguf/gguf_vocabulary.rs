@@ -144,8 +144,8 @@ impl<'a> Keys<'a> {
         match list.as_ref().map(Vec::len).filter(|&found| found != count) {
             None => Ok(list),
             Some(found) => {
-                let (expected, found) = (format!("{count} numbers, one for each token"), found.to_string());
-                Err(TaskError::Value { expected, found }.at(key(name)))
+                let expected = format!("{count} numbers, one for each token");
+                Err(TaskError::value(expected, found.to_string()).at(key(name)))
             }
         }
     }
@@ -167,7 +167,7 @@ fn mismatch(expected: &str, found: &GgufValue) -> TaskError {
         GgufValue::Text(_) => "a text".to_owned(),
         other => format!("{other:?}"),
     };
-    TaskError::Value { expected: expected.to_owned(), found }
+    TaskError::value(expected, found)
 }
 
 /// The tokens by id.
@@ -200,10 +200,8 @@ fn kind(keys: Keys, count: usize, warnings: &mut Vec<String>) -> Result<TokenKin
                 let (at, _) = merge.char_indices().skip(1).find(|&(_, letter)| letter == ' ')?;
                 Some((merge[..at].to_owned(), merge[at + 1..].to_owned()))
             };
-            let expected = || "two tokens with a space between them".to_owned();
-            let pair = |merge: &str| {
-                pair(merge).ok_or_else(|| TaskError::Value { expected: expected(), found: format!("`{merge}`") })
-            };
+            let expected = "two tokens with a space between them";
+            let pair = |merge: &str| pair(merge).ok_or_else(|| TaskError::value(expected, format!("`{merge}`")));
             let merges = merges.unwrap_or_default().into_iter().map(pair).collect::<Result<_>>();
             Ok(TokenKind::ByteLevel { pre_tokenizer, merges: merges.at(|| key("merges"))? })
         }
@@ -220,7 +218,7 @@ fn kind(keys: Keys, count: usize, warnings: &mut Vec<String>) -> Result<TokenKin
         found => {
             let found = found.map_or_else(|| "none".to_owned(), |name| format!("`{name}`"));
             let expected = format!("`gpt2` or `llama` (for another kind, {OWN_TOKENIZER})");
-            Err(TaskError::Value { expected, found }.at(key("model")))
+            Err(TaskError::value(expected, found).at(key("model")))
         }
     }
 }
