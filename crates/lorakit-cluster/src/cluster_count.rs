@@ -8,7 +8,7 @@ use crate::silhouette::mean_silhouette;
 
 /// A mean silhouette below this means that clusters are hardly separated. Kaufman and Rousseeuw (1990) call up to 0.25 "no
 /// substantial structure", but in low dimensions: in millions of dimensions all distances are near 1.
-const FAINT: f64 = 0.05;
+const WEAK_SILHOUETTE: f64 = 0.05;
 
 /// The mean silhouette for one number of clusters.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -56,7 +56,7 @@ pub fn suggest_k(curve: &[CurvePoint]) -> Option<SuggestedK> {
     let second = curve.iter().copied().filter(|point| point.k != best.k).reduce(better);
     let runner_up =
         second.map_or_else(String::new, |next| format!(", before {:.3} at k = {}", next.silhouette, next.k));
-    let caution = if best.silhouette < FAINT {
+    let caution = if best.silhouette < WEAK_SILHOUETTE {
         "; a value this low means that no number of clusters separates these experts well"
     } else {
         ""

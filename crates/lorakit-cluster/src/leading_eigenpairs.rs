@@ -13,7 +13,7 @@ use lorakit_format::rng::CounterRng;
 use rayon::prelude::*;
 
 /// How many more vectors a block has than pairs are asked for.
-const GUARD: usize = 8;
+const GUARD_VECTORS: usize = 8;
 
 /// How many blocks the basis has before it is restarted: its own eigenproblem stays small beside the products.
 const BLOCKS: usize = 16;
@@ -32,7 +32,7 @@ const DEPENDENT: f64 = 1e-14;
 const ORTHOGONAL: f64 = 0.5;
 
 /// How often a block is orthogonalized at most. Two passes do, unless vectors were dependent.
-const PASSES: usize = 5;
+const MAX_PASSES: usize = 5;
 
 /// The number of restarts that any matrix is worth.
 const LEAST_RESTARTS: usize = 12;
@@ -47,7 +47,7 @@ pub(crate) struct Eigenpairs {
 /// Whether [`leading_eigenpairs`] is faster than the complete decomposition of `[n, n]`: below, its basis would be a large
 /// part of the whole space.
 pub(crate) fn is_worthwhile(n: usize, count: usize) -> bool {
-    n >= 2 * BLOCKS * (count + GUARD)
+    n >= 2 * BLOCKS * (count + GUARD_VECTORS)
 }
 
 /// The `count` largest eigenvalues of a symmetric matrix without large negative ones, and their vectors; None where they
@@ -55,7 +55,7 @@ pub(crate) fn is_worthwhile(n: usize, count: usize) -> bool {
 /// but not quite, equal.
 pub(crate) fn leading_eigenpairs(matrix: MatRef<'_, f64>, count: usize) -> Option<Eigenpairs> {
     let n = matrix.nrows();
-    let block = count + GUARD;
+    let block = count + GUARD_VECTORS;
     if n < BLOCKS * block {
         return None;
     }
@@ -116,7 +116,7 @@ impl<'a> Basis<'a> {
     /// lack: it then holds an invariant subspace. None if no such vectors are found, as with NaN.
     fn orthonormal(&self, mut block: Mat<f64>, rng: &mut CounterRng) -> Option<Mat<f64>> {
         let vectors = self.vectors.subcols(0, self.len);
-        for pass in 0..PASSES {
+        for pass in 0..MAX_PASSES {
             let coefficients = inner(vectors, block.as_ref());
             block -= product(vectors, coefficients.as_ref());
             let least = orthonormalize(&mut block, rng)?;
@@ -149,8 +149,8 @@ impl<'a> Basis<'a> {
     fn restart(&mut self, ritz: &Eigenpairs) {
         let (before, kept) = (self.len, ritz.values.len());
         for matrix in [&mut self.vectors, &mut self.images] {
-            let turned = product(matrix.subcols(0, before), ritz.vectors.as_ref());
-            matrix.as_mut().subcols_mut(0, kept).copy_from(turned);
+            let rotated = product(matrix.subcols(0, before), ritz.vectors.as_ref());
+            matrix.as_mut().subcols_mut(0, kept).copy_from(rotated);
         }
         self.projected.fill(0.0);
         ritz.values.iter().enumerate().for_each(|(at, value)| self.projected[(at, at)] = *value);

@@ -21,10 +21,10 @@ use crate::growing_row::{CachedRow, GrowingRow};
 use crate::patched_model::PatchedModel;
 
 /// The fewest tokens that are worth waiting for until another row has read them.
-const SHARED: usize = 16;
+const MIN_SHARED_TOKENS: usize = 16;
 
 /// The fewest tokens of a forward.
-const LEAST: usize = 4;
+const MIN_FORWARD_TOKENS: usize = 4;
 
 /// What a step did to a row.
 pub(crate) struct RowStep {
@@ -131,7 +131,7 @@ impl<'a> ContinuousBatch<'a> {
     /// The first of `prompts` that fit into a forward. If not even one does, a part of it is read, or all of it where the base
     /// reads a prompt at once.
     fn fitting(&mut self, mut prompts: Vec<usize>) -> Result<Vec<usize>> {
-        let most = self.config.batch_tokens.max(LEAST);
+        let most = self.config.batch_tokens.max(MIN_FORWARD_TOKENS);
         let (mut tokens, mut count) = (0, 0);
         for &row in &prompts {
             let (sequence, unread) = unread(&self.rows[row], &self.decoder);
@@ -222,7 +222,7 @@ impl<'a> ContinuousBatch<'a> {
         let prompt = self.prompt(row);
         let source = self.source_len(prompt);
         // An encoder is not run again for the shortest source.
-        let least = if source > 0 { 1 } else { SHARED };
+        let least = if source > 0 { 1 } else { MIN_SHARED_TOKENS };
         let capacity = self.config.capacity(prompt, self.model);
         // The longest prefix in the cache, and the longest that is or will be there.
         let (mut read, mut shared, mut sequence) = (0, 0, None);

@@ -83,15 +83,15 @@ impl PrefixTree {
 /// the shared prefixes and one over the branches. Each tree comes with what its rows carry.
 pub(crate) fn nll(model: &PatchedModel, trees: &[(&PrefixTree, Sequence)]) -> Result<Vec<Vec<Vec<f64>>>> {
     let capacity = trees.iter().map(|(tree, _)| tree.tokens()).sum();
-    let mut decoding = CachedDecoder::new(model.base, model.patches, capacity)?;
-    let prefixes = feed_prefixes(model, trees, &mut decoding)?;
+    let mut decoder = CachedDecoder::new(model.base, model.patches, capacity)?;
+    let prefixes = feed_prefixes(model, trees, &mut decoder)?;
     let mut fed = Vec::new();
     let (mut at, mut targets, mut offset, mut rows) = (Vec::new(), Vec::new(), 0, Vec::new());
     for ((tree, row), &prefix) in trees.iter().zip(&prefixes) {
         for branch in &tree.branches {
             let own = &branch.read()[tree.shared..];
-            let branched = decoding.branch(prefix, own.len())?;
-            decoding.declare_length(branched, branch.tokens.len());
+            let branched = decoder.branch(prefix, own.len())?;
+            decoder.declare_length(branched, branch.tokens.len());
             fed.push((branched, own));
             at.extend((branch.from..branch.tokens.len()).map(|t| (offset + t - 1 - tree.shared) as u32));
             rows.push(Sequence { start: targets.len(), len: branch.tokens.len() - branch.from, ..row.clone() });
@@ -99,7 +99,7 @@ pub(crate) fn nll(model: &PatchedModel, trees: &[(&PrefixTree, Sequence)]) -> Re
             offset += own.len();
         }
     }
-    let h = decoding.forward(&fed, model.precision)?;
+    let h = decoder.forward(&fed, model.precision)?;
     let h = h.index_select(&Tensor::from_slice(&at, at.len(), h.device())?, 0)?;
     let rows = SequenceBatch::new(rows);
     let patch = HeadPatch::of(model.patches, &rows);
@@ -112,17 +112,17 @@ pub(crate) fn nll(model: &PatchedModel, trees: &[(&PrefixTree, Sequence)]) -> Re
 fn feed_prefixes(
     model: &PatchedModel,
     trees: &[(&PrefixTree, Sequence)],
-    decoding: &mut CachedDecoder,
+    decoder: &mut CachedDecoder,
 ) -> Result<Vec<usize>> {
     let open = |(tree, row): &(&PrefixTree, Sequence)| {
         let whole = tree.branches.first().map(|branch| branch.tokens.len());
-        decoding.open(tree.shared, Sequence { whole, source: tree.source, ..row.clone() })
+        decoder.open(tree.shared, Sequence { whole, source: tree.source, ..row.clone() })
     };
     let prefixes = trees.iter().map(open).collect::<candle_core::Result<Vec<_>>>()?;
     let shared = prefixes.iter().zip(trees).map(|(&row, (tree, _))| (row, tree.prefix()));
     let fed: Vec<(usize, &[u32])> = shared.filter(|(_, tokens)| !tokens.is_empty()).collect();
     if !fed.is_empty() {
-        decoding.forward(&fed, model.precision)?;
+        decoder.forward(&fed, model.precision)?;
     }
     Ok(prefixes)
 }

@@ -19,7 +19,7 @@ pub enum FormatError {
         source: io::Error,
     },
     /// The system has not as much memory as is needed at once.
-    #[error("{bytes} bytes of memory cannot be taken")]
+    #[error("cannot allocate {bytes} bytes of memory")]
     Memory {
         /// How much.
         bytes: usize,

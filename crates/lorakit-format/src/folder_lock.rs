@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::atomic;
 use crate::error::FormatError;
-use crate::lease::{BEATS, Lease, LeaseWatch};
+use crate::lease::{HEARTBEATS_PER_LEASE, Lease, LeaseWatch};
 use crate::limited_read::read_text;
 use crate::mount_options::keeps_flock_local;
 
@@ -174,7 +174,7 @@ fn mark(file: &mut File) -> io::Result<bool> {
 /// # Errors
 /// If the file that says how long a lease lasts cannot be read or written.
 pub fn takeover_time(root: &Path) -> Result<Option<Duration>, FormatError> {
-    Ok(lease_time(root)?.map(|expires| expires + expires / BEATS))
+    Ok(lease_time(root)?.map(|expires| expires + expires / HEARTBEATS_PER_LEASE))
 }
 
 /// How long a lease lasts below `root`; `None` where locks are flocks.

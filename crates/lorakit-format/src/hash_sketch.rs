@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 /// Hexadecimal digits of a hash.
 const DIGITS: usize = 12;
 /// Hashes that a sketch keeps at most.
-const MOST: usize = 2048;
+const MAX_HASHES: usize = 2048;
 
 /// The lowest hashes of a set: which of another set's elements are in it, exactly for small sets and for a sample of large
 /// ones (a bottom-k sketch).
@@ -29,7 +29,7 @@ impl HashSketch {
         let mut kept = BTreeSet::new();
         for hash in hashes {
             kept.insert(hash);
-            if kept.len() > MOST {
+            if kept.len() > MAX_HASHES {
                 kept.pop_last();
             }
         }
@@ -52,7 +52,7 @@ impl HashSketch {
 
     /// How many of `hashes` are in the set, and how many could be compared: all of them unless the set is large.
     pub fn shared(&self, hashes: impl IntoIterator<Item = u64>) -> (usize, usize) {
-        let last = if self.hashes.len() < MOST { None } else { self.hashes.last() };
+        let last = if self.hashes.len() < MAX_HASHES { None } else { self.hashes.last() };
         let compared: Vec<u64> = hashes.into_iter().filter(|hash| last.is_none_or(|last| hash <= last)).collect();
         (compared.iter().filter(|hash| self.hashes.contains(hash)).count(), compared.len())
     }

@@ -26,7 +26,7 @@ const PREFIX: &str = ".lease-";
 const RELEASED: &str = "released by ";
 
 /// How often a holder writes per lease time: several times, since a shared file system may pause.
-pub(crate) const BEATS: u32 = 6;
+pub(crate) const HEARTBEATS_PER_LEASE: u32 = 6;
 
 /// A lease that this process holds until it is dropped, unless another process took over.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ pub(crate) struct Lease {
     folder: PathBuf,
     epoch: u64,
     owner: String,
-    beating: Arc<Beating>,
+    heartbeat: Arc<Heartbeat>,
     thread: Option<JoinHandle<()>>,
     /// Whether it is to end as if its holder had been killed.
     abandoned: bool,
@@ -55,7 +55,7 @@ struct Seen {
 
 /// Tells the thread that rewrites the file to end.
 #[derive(Debug, Default)]
-struct Beating {
+struct Heartbeat {
     ended: Mutex<bool>,
     changed: Condvar,
 }
@@ -96,20 +96,20 @@ impl Lease {
             Err(error) => return Err(FormatError::io(&own, "created, so its folder cannot be changed")(error)),
         };
         let owner = owner();
-        write_text(&mut file, &beat(&owner, 0)).map_err(FormatError::io(&own, "written"))?;
+        write_text(&mut file, &heartbeat_text(&owner, 0)).map_err(FormatError::io(&own, "written"))?;
         // The listing may have been an old one, from before others came and went.
         if last_epoch(folder)? > epoch {
             fs::remove_file(&own).map_err(FormatError::io(&own, "removed"))?;
             return Ok(None);
         }
         remove_before(folder, last);
-        let beating = Arc::new(Beating::default());
+        let heartbeat = Arc::new(Heartbeat::default());
         let thread = std::thread::spawn({
-            let beating = Arc::clone(&beating);
+            let heartbeat = Arc::clone(&heartbeat);
             let owner = owner.clone();
-            move || beating.run(file, &owner, expires / BEATS)
+            move || heartbeat.run(file, &owner, expires / HEARTBEATS_PER_LEASE)
         });
-        let lease = Self { folder: folder.to_owned(), epoch, owner, beating, thread: Some(thread), abandoned: false };
+        let lease = Self { folder: folder.to_owned(), epoch, owner, heartbeat, thread: Some(thread), abandoned: false };
         Ok(Some((lease, after_crash)))
     }
 
@@ -132,8 +132,8 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        *self.beating.ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        self.beating.changed.notify_all();
+        *self.heartbeat.ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.heartbeat.changed.notify_all();
         if let Some(thread) = self.thread.take() {
             // It cannot panic; if it did, the lease expires.
             let _ = thread.join();
@@ -146,7 +146,7 @@ impl Drop for Lease {
     }
 }
 
-impl Beating {
+impl Heartbeat {
     /// Rewrites the file until it is told to end.
     fn run(&self, mut file: File, owner: &str, pause: Duration) {
         let mut count = 0;
@@ -155,13 +155,13 @@ impl Beating {
             ended = self.changed.wait_timeout(ended, pause).unwrap_or_else(PoisonError::into_inner).0;
             count += 1;
             // A write that fails is repeated with the next beat.
-            let _ = file.seek(SeekFrom::Start(0)).and_then(|_| write_text(&mut file, &beat(owner, count)));
+            let _ = file.seek(SeekFrom::Start(0)).and_then(|_| write_text(&mut file, &heartbeat_text(owner, count)));
         }
     }
 }
 
 /// The text of a holder's file.
-fn beat(owner: &str, count: u64) -> String {
+fn heartbeat_text(owner: &str, count: u64) -> String {
     format!("{owner}, beat {count}\n")
 }
 

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 const NAME: &str = "inner products";
 
 /// Vectors that a thread multiplies with a single token at a time.
-const VECTORS: usize = 24;
+const VECTORS_PER_TASK: usize = 24;
 
 /// `x vectorsᵀ`, row by row `[tokens, vectors]`, of contiguous f32 `x`, `[tokens, d]`, and `vectors`, `[vectors, d]`:
 /// on all threads of a CPU, or copied to the host from a device.
@@ -23,7 +23,7 @@ pub(crate) fn inner_products(x: &Tensor, vectors: &Tensor) -> Result<Vec<f32>> {
     cpu_tensor::with_values(x, NAME, |x| {
         cpu_tensor::with_values(vectors, NAME, |vectors| {
             if tokens == 1 {
-                let tasks = products.par_chunks_mut(VECTORS).zip(vectors.par_chunks(VECTORS * d));
+                let tasks = products.par_chunks_mut(VECTORS_PER_TASK).zip(vectors.par_chunks(VECTORS_PER_TASK * d));
                 return tasks.for_each(|(products, vectors)| row_products(vectors, x, products));
             }
             let (x, vectors) = (MatrixRef::new(x, tokens, d, d), MatrixRef::new(vectors, count, d, d));

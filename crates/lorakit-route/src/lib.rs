@@ -72,7 +72,7 @@ mod training_data;
 pub use error::{Result, RouteError};
 pub use fixed::cat::{Cat, CatMerge};
 pub use fixed::expert_per_row::expert_per_row;
-pub use fixed::held_out::HeldOut;
+pub use fixed::held_out_losses::HeldOutLosses;
 pub use fixed::lorahub::LoraHub;
 pub use fixed::lorahub::row_losses::{LossError, RowLoss, RowLosses};
 pub use fixed::no_expert::NoExpert;

@@ -43,13 +43,13 @@ impl Mixture {
     /// stacked.
     pub(crate) fn new(
         mixing: Mixing,
-        choice: RoutingScope,
+        scope: RoutingScope,
         experts: &LibraryStack,
         site: &Site,
         stack: &Stack,
     ) -> Result<Self> {
-        let Some(slots) = stack.own_slots(choice) else {
-            return Self::stacked(mixing, choice, experts, site, stack);
+        let Some(slots) = stack.own_slots(scope) else {
+            return Self::stacked(mixing, scope, experts, site, stack);
         };
         match mixing {
             Mixing::Outputs => {
@@ -63,15 +63,15 @@ impl Mixture {
     /// The same, stacked.
     pub(crate) fn stacked(
         mixing: Mixing,
-        choice: RoutingScope,
+        scope: RoutingScope,
         experts: &LibraryStack,
         site: &Site,
         stack: &Stack,
     ) -> Result<Self> {
-        let layouts = stack.layouts(choice);
+        let layout = stack.layout(scope);
         match mixing {
-            Mixing::Outputs => Ok(Self::Outputs(SiteLora::Stacked(stack.grouped(layouts)?))),
-            Mixing::Separate => Spans::of(experts, site, stack)?.stacked(&layouts, stack),
+            Mixing::Outputs => Ok(Self::Outputs(SiteLora::Stacked(stack.grouped(layout)?))),
+            Mixing::Separate => Spans::of(experts, site, stack)?.stacked(&layout, stack),
         }
     }
 
@@ -109,10 +109,10 @@ impl Spans {
     }
 
     /// Separate mixing of stacked experts.
-    fn stacked(&self, layouts: &StackLayout, stack: &Stack) -> Result<Mixture> {
+    fn stacked(&self, layout: &StackLayout, stack: &Stack) -> Result<Mixture> {
         let through = |replace: &dyn Fn(&StackBlock, Range<usize>) -> StackBlock| {
             let replace = |block: &StackBlock| replace(block, self.by_column[&block.columns.start].clone());
-            Arc::new(StackLayout(layouts.0.iter().map(|blocks| blocks.iter().map(replace).collect()).collect()))
+            Arc::new(StackLayout(layout.0.iter().map(|blocks| blocks.iter().map(replace).collect()).collect()))
         };
         let shrink = through(&|block, z| StackBlock { a: block.a.clone(), b: z.clone(), columns: z, scale: 1.0 });
         let expand = through(&|block, z| StackBlock { a: z, ..block.clone() });
@@ -161,7 +161,7 @@ pub(crate) enum TokenMixture {
 
 impl Mixture {
     /// Prepares the experts of `slots`, which are stacked, for weights in that order.
-    pub(crate) fn token_gated(&self, slots: &[usize]) -> candle_core::Result<TokenMixture> {
+    pub(crate) fn per_token(&self, slots: &[usize]) -> candle_core::Result<TokenMixture> {
         let prepare = |experts: &SiteLora| match experts {
             SiteLora::Stacked(experts) => PerTokenLora::new(experts, slots),
             SiteLora::Unstacked(_) => bail!("weights of all experts are for a device, where experts are stacked"),
@@ -255,7 +255,7 @@ mod tests {
             let experts = library(&site, rank, tied);
             let (_, _, stack) = experts.stacks().next().unwrap();
             assert_eq!(stack.own_slots(scope).is_some(), tied || scope == RoutingScope::Projection);
-            let slots = stack.layouts(scope).0.len();
+            let slots = stack.layout(scope).0.len();
             for (mixing, tokens) in [Mixing::Outputs, Mixing::Separate].into_iter().flat_map(|m| [(m, 1), (m, 150)]) {
                 let x = Tensor::from_vec(values(9, tokens * INPUT), (tokens, INPUT), &Device::Cpu).unwrap();
                 let before = Tensor::from_vec(values(8, tokens * OUTPUT), (tokens, OUTPUT), &Device::Cpu).unwrap();

@@ -191,9 +191,9 @@ impl Stack {
     }
 
     /// The slots that are chosen from: experts of the whole site, or of each projection.
-    pub(crate) fn layouts(&self, choice: RoutingScope) -> StackLayout {
+    pub(crate) fn layout(&self, scope: RoutingScope) -> StackLayout {
         let blocks = &self.plan().blocks;
-        match choice {
+        match scope {
             RoutingScope::Site => {
                 let experts = blocks.first().map_or(0, Vec::len);
                 let of = |expert: usize| blocks.iter().filter_map(|blocks| blocks[expert].clone()).collect();
@@ -206,8 +206,8 @@ impl Stack {
     }
 
     /// The stack as a grouped product with these slots.
-    pub(crate) fn grouped(&self, layouts: StackLayout) -> Result<GroupedLora> {
-        Ok(GroupedLora::new(self.a()?.clone(), self.b()?.clone(), Arc::new(layouts))?)
+    pub(crate) fn grouped(&self, layout: StackLayout) -> Result<GroupedLora> {
+        Ok(GroupedLora::new(self.a()?.clone(), self.b()?.clone(), Arc::new(layout))?)
     }
 
     /// One expert alone, in matrices of its own; none if it has nothing at the site.
@@ -288,7 +288,7 @@ impl Stack {
 /// What one choice of experts applies to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RoutingScope {
-    /// All projections of a site; an expert's slot in the layouts is its index.
+    /// All projections of a site; an expert's slot in the layout is its index.
     Site,
     /// One projection; the slot is `projection * experts + expert`.
     Projection,

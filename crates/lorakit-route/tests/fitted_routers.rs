@@ -146,7 +146,7 @@ fn prompt_router(evidence: &Evidence, library: &LibraryStack, state: &RouterStat
 }
 
 /// The weights that `evidence` gives a row of `x`.
-fn weighed(evidence: &Evidence, library: &LibraryStack, learned: &RouterState, x: &Tensor) -> Vec<f32> {
+fn weights_of(evidence: &Evidence, library: &LibraryStack, learned: &RouterState, x: &Tensor) -> Vec<f32> {
     let pass = prompt_router(evidence, library, learned).start();
     look(&pass.patches(), x, &[x.dim(0).unwrap()]);
     pass.weights(&SequenceBatch::packed([x.dim(0).unwrap()]), x).unwrap().remove(0).to_vec()
@@ -206,7 +206,7 @@ fn evidence_routes_a_prompt_to_the_experts_of_similar_tasks() {
     assert_eq!(learned.matrices().keys().collect::<Vec<_>>(), names);
     for (kind, expert) in [(1, 0), (2, 1), (3, 1), (4, 2)] {
         let prompt = prompts_of(&[kind]).narrow(0, 6, 3).unwrap();
-        let weights = weighed(evidence, &library, &learned, &prompt);
+        let weights = weights_of(evidence, &library, &learned, &prompt);
         assert!(weights[expert] > 0.99, "{kind}: {weights:?}");
         // Under its patches the row has that mixture, and nothing else.
         let setting = RouterContext { state: Some(&learned), ..RouterContext::default() };
@@ -228,12 +228,12 @@ fn tasks_with_equal_prompts_share_the_weight() {
     // The prompts of the first task again, as those of another expert.
     let learned = usual(&evidence, &library, &prompts_of(&[1, 2, 1]), &eight_of_each(3), &[0, 2, 1]);
     let prompt = prompts_of(&[1]).narrow(0, 6, 3).unwrap();
-    let weights = weighed(&evidence, &library, &learned, &prompt);
+    let weights = weights_of(&evidence, &library, &learned, &prompt);
     assert!((weights[0] - 0.5).abs() < 1e-3 && (weights[1] - 0.5).abs() < 1e-3, "{weights:?}");
     // At a high temperature, all tasks have equal weight.
-    let hot = weighed(&evidence.fixed(1e9, Fallback::Base), &library, &learned, &prompt);
+    let hot = weights_of(&evidence.fixed(1e9, Fallback::Base), &library, &learned, &prompt);
     assert!(hot.iter().all(|weight| (weight - 1.0 / 3.0).abs() < 1e-4), "{hot:?}");
-    let one = weighed(&Evidence { top_k: Limit(1), ..evidence }, &library, &learned, &prompt);
+    let one = weights_of(&Evidence { top_k: Limit(1), ..evidence }, &library, &learned, &prompt);
     assert_eq!(one.iter().filter(|weight| **weight == 1.0).count(), 1, "{one:?}");
 }
 
@@ -243,7 +243,7 @@ fn evidence_with_one_expert_equals_its_adapter() {
     let evidence = Evidence { far_tail: 0.0, near_tail: 0.0, ..Evidence::default().fixed(0.1, Fallback::Base) };
     let x = prompts_of(&[1]);
     let learned = usual(&evidence, &library, &x, &eight_of_each(1), &[0]);
-    assert_eq!(weighed(&evidence, &library, &learned, &x.narrow(0, 3, 3).unwrap()), [1.0]);
+    assert_eq!(weights_of(&evidence, &library, &learned, &x.narrow(0, 3, 3).unwrap()), [1.0]);
 }
 
 #[test]
@@ -266,19 +266,19 @@ fn a_prompt_unlike_all_tasks_goes_to_the_fallback() {
     // No input has a higher response of `b` than its top singular vector.
     let direction = library.module(1, "v").unwrap().top_singular_vector().unwrap().vector;
     let strange = Tensor::from_vec(direction.repeat(3), (3, INPUT), &Device::Cpu).unwrap();
-    assert!(weighed(&evidence, &library, &learned, &known)[0] > 0.99);
-    assert_eq!(weighed(&evidence, &library, &learned, &strange), [0.0; 3]);
+    assert!(weights_of(&evidence, &library, &learned, &known)[0] > 0.99);
+    assert_eq!(weights_of(&evidence, &library, &learned, &strange), [0.0; 3]);
 
     // The choice of `auto` is read from the state: here the mean.
     let auto = Evidence::default();
     assert!(auto.prompt_router(&library, &with_state(&learned)).is_err(), "nothing was chosen");
     let chosen = Evidence::with_chosen(learned.clone(), 0.1, Fallback::Uniform).unwrap();
-    let weights = weighed(&auto, &library, &chosen, &strange);
+    let weights = weights_of(&auto, &library, &chosen, &strange);
     assert!(weights.iter().all(|weight| (weight - 1.0 / 3.0).abs() < 1e-6), "{weights:?}");
 
     // Here Arrow over all experts: fully if no task fits, by half if the weights leave half, and otherwise not at all.
     let chosen = Evidence::with_chosen(learned, 0.1, Fallback::Arrow).unwrap();
-    assert_eq!(weighed(&auto, &library, &chosen, &strange), [0.0; 3]);
+    assert_eq!(weights_of(&auto, &library, &chosen, &strange), [0.0; 3]);
     let patches = auto.patches(&library, &with_state(&chosen)).unwrap();
     let arrow = added(
         &auto.arrow().patches(&library, &RouterContext::default()).unwrap(),

@@ -36,6 +36,19 @@ impl Score {
         let stderr = (values.len() > 1).then(|| (squares / (n - 1.0) / n).sqrt());
         Some(Score { value, stderr })
     }
+
+    /// The mean of independent scores, such as those of several tasks; None without scores. Its standard error is the root of
+    /// the sum of squares of theirs over their number; None if one has none.
+    pub fn mean_of_independent(scores: impl IntoIterator<Item = Score>) -> Option<Score> {
+        let scores: Vec<Score> = scores.into_iter().collect();
+        if scores.is_empty() {
+            return None;
+        }
+        let n = scores.len() as f64;
+        let squares: Option<f64> = scores.iter().map(|score| score.stderr.map(|error| error * error)).sum();
+        let value = scores.iter().map(|score| score.value).sum::<f64>() / n;
+        Some(Score { value, stderr: squares.map(|sum| sum.sqrt() / n) })
+    }
 }
 
 /// The scores of one task.
@@ -83,5 +96,14 @@ mod tests {
     fn one_row_has_no_standard_error() {
         assert_eq!(Score::mean(&[2.0]), Some(Score { value: 2.0, stderr: None }));
         assert_eq!(Score::mean(&[]), None);
+    }
+
+    #[test]
+    fn errors_of_the_mean_over_tasks_are_independent() {
+        let scores = [(1.0, Some(0.3)), (2.0, Some(0.4))].map(|(value, stderr)| Score { value, stderr });
+        assert_eq!(Score::mean_of_independent(scores), Some(Score { value: 1.5, stderr: Some(0.25) }));
+        let single = Score { value: 1.0, stderr: None };
+        assert_eq!(Score::mean_of_independent([single, scores[0]]), Some(single));
+        assert_eq!(Score::mean_of_independent([]), None);
     }
 }

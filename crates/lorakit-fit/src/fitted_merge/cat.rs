@@ -10,7 +10,7 @@ use crate::router::router_fit::{RouterFit, as_kind};
 use crate::router::training_rows::TrainingRows;
 use candle_core::Tensor;
 use lorakit_lora::Patches;
-use lorakit_route::{Cat, CatMerge, FittedMerge, HeldOut, Router, RouterState, TrainableWeights};
+use lorakit_route::{Cat, CatMerge, FittedMerge, HeldOutLosses, Router, RouterState, TrainableWeights};
 use lorakit_task::Example;
 use lorakit_train::{FitRow, ParameterGroup, TokenLoss, TrainConfig, batch_indices, example_losses_by_token};
 use std::any::Any;
@@ -135,7 +135,7 @@ impl<'a> Selection<'a> {
         weights.variables().iter().zip(&self.values).try_for_each(|((_, variable), value)| Ok(variable.set(value)?))
     }
 
-    fn held_out(&self) -> Option<HeldOut> {
-        (!self.rows.is_empty()).then(|| HeldOut::of(&self.base, &self.best))
+    fn held_out(&self) -> Option<HeldOutLosses> {
+        (!self.rows.is_empty()).then(|| HeldOutLosses::of(&self.base, &self.best))
     }
 }

@@ -1,7 +1,7 @@
 //! Weights of a library's experts that were fitted to rows.
 
 use lorakit_adapter::Matrix;
-use lorakit_route::{HeldOut, LibraryStack};
+use lorakit_route::{HeldOutLosses, LibraryStack};
 use serde_json::{Value, json};
 
 /// Fitted weights, and what is known of them.
@@ -12,7 +12,7 @@ pub struct FittedWeights {
     /// The name of each row of the weights.
     pub groups: Vec<String>,
     /// The losses of rows that were held out of the fit.
-    pub held_out: Option<HeldOut>,
+    pub held_out: Option<HeldOutLosses>,
     /// How often the rows were evaluated, or the step after which the weights were best.
     pub effort: usize,
 }
@@ -44,7 +44,7 @@ impl FittedWeights {
             if used.len() > shown.len() { format!(" and {} more", used.len() - shown.len()) } else { String::new() };
         let weights = if shown.is_empty() { "no expert".to_owned() } else { format!("{}{more}", shown.join(" + ")) };
         match self.held_out {
-            Some(HeldOut { base, fitted, stderr }) => {
+            Some(HeldOutLosses { base, fitted, stderr }) => {
                 format!("{weights}; loss of held-out rows {fitted:.3}, with the base alone {base:.3} (±{stderr:.3})")
             }
             None => format!("{weights}; no rows were held out"),

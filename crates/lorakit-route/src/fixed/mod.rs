@@ -4,7 +4,7 @@ pub mod cat;
 mod every_token;
 pub mod expert_per_row;
 pub mod fallback;
-pub mod held_out;
+pub mod held_out_losses;
 pub mod lorahub;
 pub mod no_expert;
 pub mod oracle;

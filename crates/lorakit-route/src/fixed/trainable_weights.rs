@@ -29,9 +29,9 @@ pub struct TrainableWeights<'a> {
 impl<'a> TrainableWeights<'a> {
     pub(crate) fn new(granularity: Granularity, simplex: bool, experts: &'a LibraryStack) -> Result<Self> {
         let groups = WeightGroups::of(granularity, experts);
-        let choice = if granularity == Granularity::Module { RoutingScope::Projection } else { RoutingScope::Site };
+        let scope = if granularity == Granularity::Module { RoutingScope::Projection } else { RoutingScope::Site };
         let weighted = |(index, _, stack): (usize, &Site, &Stack)| -> Result<_> {
-            let weighted = WeightedLora::new(stack.a()?.clone(), stack.b()?.clone(), &stack.layouts(choice))?;
+            let weighted = WeightedLora::new(stack.a()?.clone(), stack.b()?.clone(), &stack.layout(scope))?;
             stack.device().synchronize()?;
             Ok((index, weighted))
         };

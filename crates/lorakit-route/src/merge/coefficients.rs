@@ -36,6 +36,11 @@ impl Coefficients {
         self
     }
 
+    /// The weights in modules without separate ones, in the experts' order.
+    pub fn weights(&self) -> &[f64] {
+        &self.weights
+    }
+
     /// The weights in a module, in the experts' order.
     pub fn at(&self, module: &str) -> &[f64] {
         self.modules.get(module).unwrap_or(&self.weights)

@@ -30,7 +30,7 @@ pub fn compress(
     let report = ModuleReport {
         module: module.to_owned(),
         rank: merged.update.rank(),
-        retained: merged.retained.retained,
+        retained: merged.retained.share,
         error: merged.retained.error,
     };
     Ok((merged.update, report))

@@ -14,7 +14,7 @@ use lorakit_format::rng::CounterRng;
 use rand_chacha::rand_core::RngCore;
 
 /// Up to this many rows or columns, a dense delta is decomposed directly.
-const WHOLE: usize = 512;
+const MAX_DIRECT_SVD: usize = 512;
 
 /// A delta `B A`, with `B: [out, k]` and `A: [k, in]` in f64.
 pub(super) struct LowRankProduct {
@@ -72,7 +72,7 @@ pub(super) const NO_SVD: &str = "the singular value decomposition did not conver
 pub(super) fn truncate(module: &Module, delta: MatRef<f64>, rank: Rank) -> Result<MergedModule> {
     let most = module.input.min(module.output);
     let rank = rank.at(module, most);
-    let (left, right, retained) = if most <= WHOLE || 4 * rank >= most {
+    let (left, right, retained) = if most <= MAX_DIRECT_SVD || 4 * rank >= most {
         let svd = delta.thin_svd().map_err(|_| module.arithmetic(NO_SVD))?;
         let singular: Vec<f64> = svd.S().column_vector().iter().copied().collect();
         let retained = Retained::of(squares(&singular[..rank]), squares(&singular[rank..]));

@@ -30,12 +30,12 @@ pub struct ModuleReport {
 /// The two numbers of [`ModuleReport`].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Retained {
-    pub retained: f64,
+    pub share: f64,
     pub error: f64,
 }
 
 impl Retained {
-    pub(super) const ALL: Self = Self { retained: 1.0, error: 0.0 };
+    pub(super) const ALL: Self = Self { share: 1.0, error: 0.0 };
 
     /// From the retained and the lost squared norm.
     pub(super) fn of(inside: f64, outside: f64) -> Self {
@@ -43,12 +43,12 @@ impl Retained {
         if all == 0.0 {
             return Self::ALL;
         }
-        Self { retained: inside / all, error: (outside / all).sqrt() }
+        Self { share: inside / all, error: (outside / all).sqrt() }
     }
 
     /// What two truncations in a row retain: `first`, then this one.
     pub(super) fn after(self, first: Self) -> Self {
         let [second, first_error] = [self.error, first.error].map(|error| error * error);
-        Self { retained: self.retained * first.retained, error: (first_error + (1.0 - first_error) * second).sqrt() }
+        Self { share: self.share * first.share, error: (first_error + (1.0 - first_error) * second).sqrt() }
     }
 }

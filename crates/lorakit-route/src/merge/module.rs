@@ -166,7 +166,7 @@ pub(super) fn each_module(
     let report = modules.iter().zip(&merged).map(|(module, made)| ModuleReport {
         module: module.path.to_owned(),
         rank: made.update.rank(),
-        retained: made.retained.retained,
+        retained: made.retained.share,
         error: made.retained.error,
     });
     let report = report.collect();

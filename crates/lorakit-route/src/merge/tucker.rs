@@ -20,8 +20,7 @@ const MAX_ROUNDS: usize = 1000;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TuckerStop {
-    /// When a round turns the directions by angles of no more than some 1e-5. Those of convergence can be a few times as far
-    /// away.
+    /// When a round turns the directions by angles of at most about 1e-5. The exact optimum can be a few times farther away.
     #[default]
     Converged,
     /// As in CtM's code: from the third round on, when the relative error changes by less than 1e-6. The directions can then
@@ -45,14 +44,14 @@ pub(super) fn tucker_factors(
     stop: TuckerStop,
 ) -> Result<TuckerFactors> {
     let all: f64 = matrices.iter().map(|matrix| matrix.squared_norm_l2()).sum();
-    let turned = || matrices.iter().map(|matrix| matrix.transpose().to_owned());
+    let transposed = || matrices.iter().map(|matrix| matrix.transpose().to_owned());
     let mut left = leading(module, matrices.to_vec(), left_rank)?;
-    let mut right = leading(module, turned().collect(), right_rank)?;
+    let mut right = leading(module, transposed().collect(), right_rank)?;
     let (mut kept, mut error) = (0.0, f64::INFINITY);
     for round in 1..=MAX_ROUNDS {
         let [old_left, old_right] = [left.clone(), right.clone()];
         left = leading(module, matrices.iter().map(|matrix| matrix * &right).collect(), left_rank)?;
-        right = leading(module, turned().map(|matrix| matrix * &left).collect(), right_rank)?;
+        right = leading(module, transposed().map(|matrix| matrix * &left).collect(), right_rank)?;
         let core = |matrix: &Mat<f64>| (left.transpose() * matrix * &right).squared_norm_l2();
         kept = matrices.iter().map(core).sum::<f64>() / all;
         let error_before = std::mem::replace(&mut error, (1.0f64 - kept).abs().sqrt());

@@ -26,11 +26,11 @@ impl MagnitudeOrder {
 
 /// Which values of a matrix are kept, and their rescaling factor.
 pub(super) struct ValueMask {
-    kept: Selection,
+    kept: KeptValues,
     factor: f64,
 }
 
-enum Selection {
+enum KeptValues {
     All,
     Nothing,
     /// Values after the first position, if there is one, up to the second.
@@ -57,16 +57,16 @@ impl ValueMask {
         name: [&str; 3],
         threshold: Option<f32>,
     ) -> Self {
-        let mut mask = Self { kept: Selection::All, factor: 1.0 };
+        let mut mask = Self { kept: KeptValues::All, factor: 1.0 };
         if config.density >= 1.0 || method.sparsify == Sparsify::None {
             return mask;
         }
         let count = (config.density * values.len() as f64) as usize;
         mask.kept = match method.sparsify {
-            Sparsify::None => Selection::All,
+            Sparsify::None => KeptValues::All,
             Sparsify::Magnitude(Scope::Expert) => match threshold {
-                Some(magnitude) => Selection::Between(None, MagnitudeOrder { magnitude, index: 0 }),
-                None => Selection::Nothing,
+                Some(magnitude) => KeptValues::Between(None, MagnitudeOrder { magnitude, index: 0 }),
+                None => KeptValues::Nothing,
             },
             Sparsify::Magnitude(Scope::Matrix) => between(values, 0, count),
             Sparsify::Outliers => {
@@ -77,7 +77,7 @@ impl ValueMask {
             Sparsify::Random => {
                 // A density of one was handled above, so that the threshold fits 32 bits.
                 let below = (config.density * 2f64.powi(32)) as u64;
-                Selection::Random(Box::new(stream(config.seed, name)), below)
+                KeptValues::Random(Box::new(stream(config.seed, name)), below)
             }
         };
         mask.factor = match method.rescale {
@@ -92,9 +92,9 @@ impl ValueMask {
     pub(super) fn apply(&mut self, row: usize, values: &mut [f64]) {
         let start = row * values.len();
         match &mut self.kept {
-            Selection::All => {}
-            Selection::Nothing => values.fill(0.0),
-            Selection::Between(after, upto) => {
+            KeptValues::All => {}
+            KeptValues::Nothing => values.fill(0.0),
+            KeptValues::Between(after, upto) => {
                 for (at, value) in values.iter_mut().enumerate() {
                     let magnitude = magnitude(*value);
                     let outlier = after.is_some_and(|after| !after.is_before(magnitude, start + at));
@@ -103,7 +103,7 @@ impl ValueMask {
                     }
                 }
             }
-            Selection::Random(stream, threshold) => {
+            KeptValues::Random(stream, threshold) => {
                 stream.seek(start as u64);
                 for value in values.iter_mut() {
                     if u64::from(stream.next_u32()) >= *threshold {
@@ -133,12 +133,12 @@ impl ValueMask {
 }
 
 /// Drops the `skipped` largest values and keeps the next `count`.
-fn between(values: &RowSource, skipped: usize, count: usize) -> Selection {
+fn between(values: &RowSource, skipped: usize, count: usize) -> KeptValues {
     if count == 0 {
-        return Selection::Nothing;
+        return KeptValues::Nothing;
     }
     let after = (skipped > 0).then(|| place(values, skipped));
-    Selection::Between(after, place(values, skipped + count))
+    KeptValues::Between(after, place(values, skipped + count))
 }
 
 /// The position of the `nth` largest value of a matrix, from 1.

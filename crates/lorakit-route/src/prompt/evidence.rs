@@ -208,13 +208,13 @@ impl Router for Evidence {
     /// # Errors
     /// Under separate mixing, if ranks differ at a projection; under `fallback=auto`, if the state is missing.
     fn patches(&self, experts: &LibraryStack, context: &RouterContext) -> Result<Patches> {
-        let weighed = observed_row_weights(experts, self.mixing, context.observer.clone())?;
+        let weighted = observed_row_weights(experts, self.mixing, context.observer.clone())?;
         Ok(match self.chosen_fallback(context)? {
             Fallback::Arrow => {
                 let arrow = self.arrow().patches(experts, &RouterContext::default())?;
-                weighed.with(fallback(arrow))
+                weighted.with(fallback(arrow))
             }
-            Fallback::Auto | Fallback::Base | Fallback::Uniform => weighed,
+            Fallback::Auto | Fallback::Base | Fallback::Uniform => weighted,
         })
     }
 

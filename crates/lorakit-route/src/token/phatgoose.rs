@@ -131,7 +131,7 @@ pub fn gated_experts(experts: &LibraryStack, gates: &[Tensor]) -> Result<Patches
             expected: (experts.len(), site.input),
             found: None,
         })?;
-        let grouped = stack.grouped(stack.layouts(RoutingScope::Projection))?;
+        let grouped = stack.grouped(stack.layout(RoutingScope::Projection))?;
         let (experts, projections) = (experts.len(), site.projections.len());
         Ok(Some(Arc::new(GatedExperts { gates: gates.clone(), grouped, experts, projections })))
     })

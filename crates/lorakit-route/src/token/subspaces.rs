@@ -17,7 +17,7 @@ use std::ops::Range;
 const NAME: &str = "subspaces";
 
 /// How many times as long a product of one token with one row takes as its part of a product of all with all.
-const ONE_BY_ONE: usize = 5;
+const SINGLE_PRODUCT_COST: usize = 5;
 
 /// How the part of a token in a subspace is measured, with `V` of the delta's singular value decomposition `U S V'`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,7 +102,7 @@ impl Subspaces {
     /// The same for the `listed` tokens of each candidate alone, ascending; minus infinity elsewhere.
     pub(crate) fn lengths_of(&self, x: &Tensor, listed: &[Vec<u32>]) -> candle_core::Result<Vec<f32>> {
         let ((tokens, input), width) = (x.dims2()?, self.len());
-        let pairs = listed.iter().map(Vec::len).sum::<usize>() * if tokens > 1 { ONE_BY_ONE } else { 1 };
+        let pairs = listed.iter().map(Vec::len).sum::<usize>() * if tokens > 1 { SINGLE_PRODUCT_COST } else { 1 };
         let of_listed = if x.device().is_cpu() && pairs < tokens * width {
             cpu_tensor::with_values(x, NAME, |x| {
                 cpu_tensor::with_values(&self.vectors, NAME, |vectors| {

@@ -103,7 +103,7 @@ impl TokenRouting {
             return Ok(made);
         }
         let slots: Vec<usize> = self.choices.iter().flat_map(TopK::slots).collect();
-        let made = self.mixture.token_gated(&slots)?;
+        let made = self.mixture.per_token(&slots)?;
         Ok(self.per_token.get_or_init(|| made))
     }
 }
@@ -216,16 +216,16 @@ mod tests {
             for mixing in [Mixing::Outputs, Mixing::Separate] {
                 for top_k in [1, 2, 5, usize::MAX] {
                     let [own, stacked] = per_token(top_k, sign, mixing);
-                    let (mut listed, mut weighed) = (zeros(), zeros());
+                    let (mut listed, mut weighted) = (zeros(), zeros());
                     own.add(&x, &SequenceBatch::packed([9]), &mut listed).unwrap();
                     let (input, vectors) = (stacked.config.input.apply(&x).unwrap(), stacked.scorer.vectors().unwrap());
-                    stacked.add_weighted(&x, &input, vectors, &mut weighed).unwrap();
+                    stacked.add_weighted(&x, &input, vectors, &mut weighted).unwrap();
                     let of = |difference: candle_core::Result<Tensor>| -> f32 {
                         let values: Vec<f32> = difference.unwrap().flatten_all().unwrap().to_vec1().unwrap();
                         values.into_iter().map(f32::abs).max_by(f32::total_cmp).unwrap()
                     };
                     let added = of(listed.tensor() - &before);
-                    let apart = of(listed.tensor() - weighed.tensor());
+                    let apart = of(listed.tensor() - weighted.tensor());
                     assert!(added > 0.1 && apart < 1e-5 * added, "{sign:?} {mixing:?} {top_k}: {apart} of {added}");
                 }
             }

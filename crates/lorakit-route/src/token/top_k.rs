@@ -13,10 +13,10 @@ use std::ops::Range;
 pub(crate) const TOKENS_PER_TASK: usize = 32;
 
 /// Up to this number of candidates, weighing all of them on a device costs less than a choice on the CPU.
-const FEW: usize = 64;
+const MAX_CHEAP_CANDIDATES: usize = 64;
 
 /// The maximum number of scores of a token that candle sorts on a GPU.
-const SORTED: usize = 1024;
+const MAX_SORTED_SCORES: usize = 1024;
 
 /// The choice among the candidates of one projection, or of a whole site.
 #[derive(Clone, Debug)]
@@ -180,7 +180,8 @@ impl TopK {
     /// computed anyway; and it can sort them.
     pub(crate) fn weighs_all(&self, tokens: usize, top_k: usize) -> bool {
         let candidates = self.candidates.len();
-        candidates <= FEW || (tokens.saturating_mul(top_k) >= candidates && candidates <= SORTED)
+        candidates <= MAX_CHEAP_CANDIDATES
+            || (tokens.saturating_mul(top_k) >= candidates && candidates <= MAX_SORTED_SCORES)
     }
 
     /// The same choice as [`TopK::choose`], made on the scores' device, `[tokens, width]`: the weight of each candidate,

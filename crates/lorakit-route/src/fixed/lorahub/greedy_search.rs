@@ -12,16 +12,16 @@
 //! choose the experts that are tried alone.
 
 use crate::error::{Result, RouteError};
-use crate::fixed::held_out::HeldOut;
+use crate::fixed::held_out_losses::HeldOutLosses;
 use crate::fixed::lorahub::row_losses::{RowLoss, RowLosses, Solution};
 use std::collections::BTreeMap;
 
 /// The maximum number of cross-validation folds.
 const FOLDS: usize = 10;
-/// Above this number of experts, gradients choose those that are tried alone.
-const SCREENED: usize = 32;
+/// Above this number of experts, slopes choose those that are tried alone.
+const MAX_FIRST_CANDIDATES: usize = 32;
 /// The number of candidates per round after the first.
-const BESIDE: usize = 6;
+const CANDIDATES_PER_ROUND: usize = 6;
 
 /// Finds weights for `experts`, of which at most `most` are non-zero.
 ///
@@ -60,7 +60,7 @@ pub fn find(experts: usize, most: usize, losses: &mut dyn RowLosses) -> Result<S
     Ok(Solution {
         fitted: rows.mean(&weights, &all),
         base: rows.mean(&zero, &all),
-        held_out: (folds > 1).then(|| HeldOut::of(&left_out[0], &left_out[depth])),
+        held_out: (folds > 1).then(|| HeldOutLosses::of(&left_out[0], &left_out[depth])),
         evaluations: rows.asked.len(),
         weights,
     })
@@ -123,7 +123,7 @@ impl SearchedRows<'_> {
         while path.len() <= self.most {
             let members = path.len() - 1;
             let now = path[members].clone();
-            let tried = if members == 0 { SCREENED } else { BESIDE };
+            let tried = if members == 0 { MAX_FIRST_CANDIDATES } else { CANDIDATES_PER_ROUND };
             let steepest = self.steepest(&now, tried, included)?;
             let options: Vec<Vec<f64>> = match members {
                 0 => steepest.into_iter().flat_map(|e| [1.0, 0.5].map(|strength| self.alone(e, strength))).collect(),
@@ -225,7 +225,11 @@ mod tests {
             assert_eq!(found.weights, expected);
             let held_out = found.held_out.unwrap();
             assert!(held_out.fitted < 0.1 && held_out.base > 1.0, "{held_out:?}");
-            assert!(found.evaluations <= 2 * experts.min(SCREENED) + 1 + 2 * 3 * BESIDE, "{}", found.evaluations);
+            assert!(
+                found.evaluations <= 2 * experts.min(MAX_FIRST_CANDIDATES) + 1 + 2 * 3 * CANDIDATES_PER_ROUND,
+                "{}",
+                found.evaluations
+            );
             assert!(calls <= 8, "candidates are batched: {calls}");
         }
     }

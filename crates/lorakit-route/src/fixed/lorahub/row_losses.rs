@@ -1,6 +1,6 @@
 //! The losses that LoraHub's searches need from a model, and their result.
 
-use crate::fixed::held_out::HeldOut;
+use crate::fixed::held_out_losses::HeldOutLosses;
 
 /// An error of the model, wrapped in [`crate::RouteError::Model`].
 pub type LossError = Box<dyn std::error::Error + Send + Sync>;
@@ -47,7 +47,7 @@ pub struct Solution {
     /// The mean loss of these rows without experts.
     pub base: f64,
     /// The losses of held-out rows.
-    pub held_out: Option<HeldOut>,
+    pub held_out: Option<HeldOutLosses>,
     /// How often the rows were evaluated.
     pub evaluations: usize,
 }

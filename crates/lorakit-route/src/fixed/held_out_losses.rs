@@ -2,7 +2,7 @@
 
 /// Losses of rows that were left out while the weights were fitted to the others.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct HeldOut {
+pub struct HeldOutLosses {
     /// Their mean with no expert.
     pub base: f64,
     /// Their mean with the weights fitted to the others.
@@ -11,7 +11,7 @@ pub struct HeldOut {
     pub stderr: f64,
 }
 
-impl HeldOut {
+impl HeldOutLosses {
     /// From the losses of the same rows without experts and with them.
     pub fn of(base: &[f64], fitted: &[f64]) -> Self {
         let n = base.len() as f64;
