@@ -6,7 +6,9 @@ use crate::command_context::CommandContext;
 use crate::output::text_table::{help_entry, table};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
-use lorakit_adapter::{Library, MODEL_WEIGHTS_FILE, PeftConfig, UnsupportedKey, Warning, refused_features};
+use lorakit_adapter::{
+    AdapterError, Library, MODEL_WEIGHTS_FILE, PeftConfig, UnsupportedKey, Warning, refused_features,
+};
 use lorakit_fit::pluralize;
 use lorakit_format::hash::sha256_of_file;
 use lorakit_format::read_text;
@@ -186,10 +188,10 @@ fn expert_warnings(library: &Library, name: &str, base: Option<&Base>) -> Result
     let mut warnings = adapter.warnings().to_vec();
     let adapts = |module: &str| adapter.modules().contains_key(module);
     warnings.extend(base.and_then(|base| shared_embedding_warning(base, adapts)));
-    let idle: Vec<&str> =
+    let zero: Vec<&str> =
         adapter.modules().iter().filter(|(_, update)| update.norm() == 0.0).map(|(path, _)| path.as_str()).collect();
-    if let Some(first) = idle.first() {
-        let text = format!("its update is zero (so are {} of {} modules)", idle.len(), adapter.modules().len());
+    if let Some(first) = zero.first() {
+        let text = format!("its update is zero (so are {} of {} modules)", zero.len(), adapter.modules().len());
         warnings.push(Warning { subject: (*first).to_owned(), text });
     }
     Ok(warnings)
@@ -226,7 +228,8 @@ fn check_config(path: &Path, base: Option<&BaseSource>, context: &CommandContext
     let text = read_text(path)?;
     let (config, refusals) = match PeftConfig::parse(&text) {
         Ok(config) => (Some(config), Vec::new()),
-        Err(unsupported) => (None, unsupported.keys),
+        Err(AdapterError::Config(unsupported)) => (None, unsupported.keys),
+        Err(error) => return Err(error).with_context(|| path.display().to_string()),
     };
     let mut warnings: Vec<Warning> = config.as_ref().map_or(Vec::new(), |config| config.warnings.clone());
     let modules = match (&config, base) {

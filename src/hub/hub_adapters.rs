@@ -5,6 +5,7 @@ use super::repository::{Repository, RepositoryKind};
 use super::snapshot::{NeededFiles, RemoteSnapshot, snapshot};
 use crate::command_context::CommandContext;
 use anyhow::{Context as _, Result, bail, ensure};
+use lorakit_adapter::{CONFIG_FILE, EXPERT_RECORD_FILE, WEIGHTS_FILE};
 use std::path::{Path, PathBuf};
 
 /// An adapter of the Hub.
@@ -70,10 +71,6 @@ struct AdapterFiles {
     folder: String,
 }
 
-const CONFIG: &str = "adapter_config.json";
-const WEIGHTS: &str = "adapter_model.safetensors";
-const RECORD: &str = "expert.json";
-
 impl NeededFiles for AdapterFiles {
     fn download(&self, remote: &RemoteSnapshot<'_>) -> Result<()> {
         let own = |file: &&str| match self.folder.as_str() {
@@ -82,11 +79,11 @@ impl NeededFiles for AdapterFiles {
         };
         let files: Vec<&str> = remote.info.files().filter(own).collect();
         let name = |file: &str| file.rsplit('/').next().unwrap_or_default().to_owned();
-        let has_safetensors = files.iter().any(|file| name(file) == WEIGHTS);
+        let has_safetensors = files.iter().any(|file| name(file) == WEIGHTS_FILE);
         // Older adapters have a pickle or shards, for which the reader says what to do.
-        let is_weights = |name: &str| name == WEIGHTS || (!has_safetensors && name.starts_with("adapter_model"));
+        let is_weights = |name: &str| name == WEIGHTS_FILE || (!has_safetensors && name.starts_with("adapter_model"));
         // Weights last: an interrupted download must not look complete, and not every adapter has a record.
-        let others = files.iter().filter(|file| [CONFIG, RECORD].contains(&name(file).as_str()));
+        let others = files.iter().filter(|file| [CONFIG_FILE, EXPERT_RECORD_FILE].contains(&name(file).as_str()));
         let weights = files.iter().filter(|file| is_weights(&name(file)));
         others.chain(weights).try_for_each(|file| remote.get(file).map(drop))
     }
@@ -97,15 +94,15 @@ impl NeededFiles for AdapterFiles {
             "" => file.to_owned(),
             within => format!("{within}/{file}"),
         };
-        if !folder.join(CONFIG).exists() {
-            return Some(shown(CONFIG));
+        if !folder.join(CONFIG_FILE).exists() {
+            return Some(shown(CONFIG_FILE));
         }
         let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
         let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
         let weights: Vec<String> =
             names.filter(|name| name.starts_with("adapter_model") && !name.ends_with(".json")).collect();
         match weights.is_empty() {
-            true => Some(shown(WEIGHTS)),
+            true => Some(shown(WEIGHTS_FILE)),
             false => absent_shard(&weights).map(|shard| shown(&shard)),
         }
     }

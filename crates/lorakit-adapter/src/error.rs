@@ -71,6 +71,9 @@ pub enum AdapterError {
     /// A document inside a record has another form than the one asked for.
     #[error("a record has another form than expected")]
     OpaqueRecord(#[source] serde_json::Error),
+    /// An adapter_config.json is no JSON object.
+    #[error("not a JSON object")]
+    ConfigJson(#[source] serde_json::Error),
     /// An adapter_config.json describes more than a plain LoRA.
     #[error(transparent)]
     Config(#[from] UnsupportedConfig),
@@ -143,7 +146,7 @@ pub enum AdapterError {
     #[error("{0}")]
     UnknownExpert(String),
     /// The library has such an expert already.
-    #[error("{}: the expert `{name}` exists already; choose another name, or remove it first", root.display())]
+    #[error("{}: the expert `{name}` already exists; choose another name, or remove it first", root.display())]
     ExpertExists {
         /// The library's folder.
         root: PathBuf,

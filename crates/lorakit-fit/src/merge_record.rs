@@ -4,7 +4,10 @@ use crate::error::{Result, WithContext as _};
 use crate::open_library::weights_sha256;
 use crate::record_file::{parse_json, read_record, record_beside};
 use crate::trained_encoding::{encoding_settings, trained_encoding};
-use lorakit_adapter::{BaseIdentity, ExpertRecord, Library, MODEL_RECORD_FILE, OpaqueRecord, TaskRecord};
+use lorakit_adapter::{
+    BaseIdentity, EXPERT_RECORD_FILE, ExpertRecord, Library, MODEL_RECORD_FILE, OpaqueRecord, TaskRecord,
+};
+use lorakit_route::LibraryStack;
 use lorakit_route::merge::{Coefficients, MergeMethod};
 use lorakit_route::{Expert, LibraryStack};
 use lorakit_task::RowEncoding;
@@ -129,7 +132,7 @@ impl MergeRecord {
         let n = of_modules.len() as f64;
         let mean = |expert: usize| of_modules.values().map(|weights| weights[expert]).sum::<f64>() / n;
         let weights: Vec<f64> = match of_modules.is_empty() {
-            true => coefficients.at("").to_vec(),
+            true => coefficients.weights().to_vec(),
             false => (0..experts.len()).map(mean).collect(),
         };
         let record = Self::new(merge.to_string(), library, experts.experts(), &weights)?;
@@ -217,7 +220,7 @@ pub fn read_merge_record(folder: &Path) -> Result<Option<MergeRecord>> {
     }
     let Some(record) = record_beside(folder)? else { return Ok(None) };
     let merge = record.settings.field("merge");
-    merge.with_context(|| format!("{}: `merge` is not as lorakit writes it", folder.join("expert.json").display()))
+    merge.with_context(|| format!("{}: `merge` is not as lorakit writes it", folder.join(EXPERT_RECORD_FILE).display()))
 }
 
 /// `merge.json` of a merged base; `None` where there is none.

@@ -1,7 +1,7 @@
 //! `expert.json`, the record beside an adapter or a model.
 
 use crate::error::{FitError, Result};
-use lorakit_adapter::ExpertRecord;
+use lorakit_adapter::{EXPERT_RECORD_FILE, ExpertRecord};
 use serde::de::DeserializeOwned;
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use std::path::Path;
 /// # Errors
 /// If the file exists and cannot be read.
 pub fn record_beside(folder: &Path) -> Result<Option<ExpertRecord>> {
-    read_record(&folder.join("expert.json"))
+    read_record(&folder.join(EXPERT_RECORD_FILE))
 }
 
 /// The record in a file; `None` if the file does not exist.

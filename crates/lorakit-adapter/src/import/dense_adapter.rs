@@ -12,9 +12,9 @@ use crate::low_rank::LowRank;
 use crate::matrix::Matrix;
 use crate::name_list::quote_names;
 use crate::peft::adapter_files::CONFIG_FILE;
+use crate::peft::adapter_tensor::AdapterTensor;
 use crate::peft::peft_config::{BeyondLora, PeftConfig};
 use crate::peft::read_peft::from_parts;
-use crate::peft::stored_tensor::StoredTensor;
 use crate::peft::target_modules::ends_with_name;
 use crate::peft::weight_files::WeightFiles;
 use crate::peft::wrapper_prefix::Unwrapped;
@@ -48,7 +48,7 @@ impl DenseAdapter {
         Self::of(config, files.tensors()?).within_file(files.place(dir))
     }
 
-    fn of(config: PeftConfig, tensors: Vec<StoredTensor>) -> Result<Self> {
+    fn of(config: PeftConfig, tensors: Vec<AdapterTensor>) -> Result<Self> {
         let (mut rest, mut magnitudes, mut copies) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
         let (mut biases, mut copied) = (BTreeMap::new(), BTreeSet::new());
         let BeyondLora { dora, saved_modules } = config.beyond_lora.clone();
@@ -226,7 +226,7 @@ fn copied_module(name: &Unwrapped, suffix: &str, config: &PeftConfig) -> Option<
 }
 
 /// Refuses the copy of a module that is not linear.
-fn ensure_linear(module: &str, copy: &StoredTensor) -> Result<()> {
+fn ensure_linear(module: &str, copy: &AdapterTensor) -> Result<()> {
     match copy.shape() {
         [_, _] => Ok(()),
         shape => Err(AdapterError::Tensors(format!(

@@ -13,7 +13,7 @@ use crate::adapter::Adapter;
 use crate::error::{AdapterError, Result, Within, pickle_error};
 use crate::import::pickle::Pickle;
 use crate::import::pickle_value::{Value, ValueId};
-use crate::import::torch_file::{Dense, TorchFile};
+use crate::import::torch_file::{TorchFile, TorchTensor};
 use crate::low_rank::LowRank;
 use crate::matrix::Matrix;
 use crate::name_list::quote_names;
@@ -116,7 +116,7 @@ impl Meta {
 }
 
 /// The tensors of a state dict, plain or as Lightning wraps it.
-fn state_dict(path: &Path) -> Result<BTreeMap<String, Dense>> {
+fn state_dict(path: &Path) -> Result<BTreeMap<String, TorchTensor>> {
     let mut file = TorchFile::open(path)?;
     let root = file.pickle().root();
     let id = file.pickle().get(root, "state_dict").unwrap_or(root);
@@ -124,7 +124,7 @@ fn state_dict(path: &Path) -> Result<BTreeMap<String, Dense>> {
 }
 
 /// The adapter of transposed pairs.
-fn adapter(mut tensors: BTreeMap<String, Dense>, meta: &Meta) -> Result<Adapter> {
+fn adapter(mut tensors: BTreeMap<String, TorchTensor>, meta: &Meta) -> Result<Adapter> {
     let foreign = tensors.keys().find(|key| !key.ends_with(".lora_a") && !key.ends_with(".lora_b"));
     if let Some(key) = foreign {
         return Err(wrong(format!(
@@ -195,7 +195,7 @@ fn tied<'a>(path: &str, a: &'a BTreeMap<String, Matrix>, meta: &Meta) -> Result<
 }
 
 /// A stored matrix in PEFT's orientation.
-fn transpose((shape, values): Dense) -> Result<Matrix> {
+fn transpose((shape, values): TorchTensor) -> Result<Matrix> {
     let &[rows, columns] = shape.as_slice() else {
         return Err(wrong(format!("found shape {shape:?}; expected two dimensions")));
     };

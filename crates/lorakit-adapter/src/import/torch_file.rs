@@ -35,7 +35,7 @@ pub(crate) struct TorchFile {
 }
 
 /// A tensor's shape and row-major values.
-pub(crate) type Dense = (Vec<usize>, Vec<f32>);
+pub(crate) type TorchTensor = (Vec<usize>, Vec<f32>);
 
 impl TorchFile {
     /// Opens the file at `path` and reads its pickle, but no tensor.
@@ -70,7 +70,7 @@ impl TorchFile {
     }
 
     /// The tensors of the dict `id`, which holds nothing else, sorted by key.
-    pub(crate) fn tensors(&mut self, id: ValueId) -> Result<Vec<(String, Dense)>> {
+    pub(crate) fn tensors(&mut self, id: ValueId) -> Result<Vec<(String, TorchTensor)>> {
         let mut stored = self.stored_tensors(id)?;
         let counts = stored.iter().map(|(_, tensor)| tensor.count());
         let total = counts.into_iter().try_fold(0usize, |sum, count| sum.checked_add(count?));
@@ -95,7 +95,7 @@ impl TorchFile {
     }
 
     /// Where the tensors of the dict `id` are stored.
-    fn stored_tensors(&self, id: ValueId) -> Result<Vec<(String, Stored)>> {
+    fn stored_tensors(&self, id: ValueId) -> Result<Vec<(String, StridedTensor)>> {
         // The last of equal keys counts, as in Python. Keys are copied only then: a long one may be shared by many.
         let mut entries = BTreeMap::new();
         for (key, value) in self.pickle.entries(id) {
@@ -105,13 +105,13 @@ impl TorchFile {
             entries.insert(text, *value);
         }
         let tensor = |(key, value): (&str, ValueId)| {
-            Ok((key.to_owned(), Stored::of(&self.pickle, value).within(|| format!("`{key}`"))?))
+            Ok((key.to_owned(), StridedTensor::of(&self.pickle, value).within(|| format!("`{key}`"))?))
         };
         entries.into_iter().map(tensor).collect()
     }
 
     /// The values of a tensor, where `current` is the storage that was read last.
-    fn gather(&mut self, tensor: &Stored, current: &mut Option<(String, Vec<f32>)>) -> Result<Vec<f32>> {
+    fn gather(&mut self, tensor: &StridedTensor, current: &mut Option<(String, Vec<f32>)>) -> Result<Vec<f32>> {
         let name = tensor.storage_and_type();
         let values = match current.take().filter(|(known, _)| *known == name) {
             Some((_, values)) => values,
@@ -123,41 +123,41 @@ impl TorchFile {
     }
 
     /// The values of the storage that a tensor is part of.
-    fn storage(&mut self, tensor: &Stored) -> Result<Vec<f32>> {
+    fn storage(&mut self, tensor: &StridedTensor) -> Result<Vec<f32>> {
         let name = format!("{}data/{}", self.prefix, tensor.storage);
         let mut bytes = Vec::new();
         // The zip's own size bounds what is read, whatever the pickle claims: nothing is compressed.
         let entry = self.archive.by_name(&name).map_err(zip_error);
         entry.within(|| format!("{name} is not in the zip"))?.read_to_end(&mut bytes)?;
-        Ok(match tensor.kind {
-            Kind::Double => bytes.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect(),
-            Kind::Float => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-            Kind::Half => bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
-            Kind::Brain => bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
+        Ok(match tensor.storage_type {
+            StorageType::Double => bytes.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect(),
+            StorageType::Float => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+            StorageType::Half => bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
+            StorageType::BFloat16 => bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
         })
     }
 }
 
 /// The floating-point types that torch stores.
 #[derive(Clone, Copy, Debug)]
-enum Kind {
+enum StorageType {
     Double,
     Float,
     Half,
-    Brain,
+    BFloat16,
 }
 
 /// Where a tensor's values are.
 #[derive(Debug)]
-struct Stored {
+struct StridedTensor {
     storage: String,
-    kind: Kind,
+    storage_type: StorageType,
     offset: usize,
     shape: Vec<usize>,
     strides: Vec<usize>,
 }
 
-impl Stored {
+impl StridedTensor {
     /// The tensor that a call of torch's `_rebuild_tensor_v2` describes, plain or as a parameter.
     fn of(pickle: &Pickle, id: ValueId) -> Result<Self> {
         let (name, arguments) = call(pickle, id)?;
@@ -172,8 +172,10 @@ impl Stored {
         let Value::Persistent(key) = pickle.value(*storage) else {
             return Err(pickle_error("a tensor without a storage"));
         };
-        let Some([_, kind, key, ..]) = pickle.tuple(*key) else { return Err(pickle_error("an incomplete storage")) };
-        let kind = Kind::of(pickle.value(*kind))?;
+        let Some([_, storage_type, key, ..]) = pickle.tuple(*key) else {
+            return Err(pickle_error("an incomplete storage"));
+        };
+        let storage_type = StorageType::of(pickle.value(*storage_type))?;
         let (shape, strides) = (sizes(pickle, *shape)?, sizes(pickle, *strides)?);
         if shape.len() != strides.len() {
             return Err(pickle_error(format!("{} sizes and {} strides", shape.len(), strides.len())));
@@ -185,7 +187,7 @@ impl Stored {
                 "a storage's name has {length} bytes; expected at most {STORAGE_NAME_LIMIT}"
             )));
         }
-        Ok(Self { storage: storage.to_owned(), kind, offset: size(pickle, *offset)?, shape, strides })
+        Ok(Self { storage: storage.to_owned(), storage_type, offset: size(pickle, *offset)?, shape, strides })
     }
 
     /// The number of values, unless it overflows.
@@ -195,7 +197,7 @@ impl Stored {
 
     /// The storage together with its type: it is read once for each type.
     fn storage_and_type(&self) -> String {
-        format!("{:?} {}", self.kind, self.storage)
+        format!("{:?} {}", self.storage_type, self.storage)
     }
 
     /// The values row by row, of a storage that may have them in any order.
@@ -227,14 +229,14 @@ impl Stored {
     }
 }
 
-impl Kind {
+impl StorageType {
     fn of(value: &Value) -> Result<Self> {
         match value {
             Value::Name(name) => match name.as_str() {
                 "torch.DoubleStorage" => Ok(Self::Double),
                 "torch.FloatStorage" => Ok(Self::Float),
                 "torch.HalfStorage" => Ok(Self::Half),
-                "torch.BFloat16Storage" => Ok(Self::Brain),
+                "torch.BFloat16Storage" => Ok(Self::BFloat16),
                 other => Err(pickle_error(format!("values of `{other}`; expected floats"))),
             },
             other => Err(pickle_error(format!("values of {other}; expected floats"))),

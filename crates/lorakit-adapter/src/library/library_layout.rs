@@ -10,7 +10,7 @@ use crate::library::expert_name::ensure_expert_name;
 /// The library's index: format, name and base.
 pub(crate) const INDEX_FILE: &str = "library.json";
 /// An expert's record, in its folder.
-pub(crate) const RECORD_FILE: &str = "expert.json";
+pub const EXPERT_RECORD_FILE: &str = "expert.json";
 /// The folder of the experts, a PEFT folder each.
 pub(crate) const EXPERTS: &str = "experts";
 /// The folder of the fine-tuned bases.

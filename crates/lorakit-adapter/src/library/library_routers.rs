@@ -14,12 +14,12 @@ use crate::library::json_file::{read_json_if_exists, write_json};
 use crate::library::library_layout::{ROUTERS, subfolder, subfolder_names};
 use crate::library::library_store::Library;
 
-const RECORD_FILE: &str = "router.json";
+const ROUTER_RECORD_FILE: &str = "router.json";
 const STATE_FILE: &str = "router.safetensors";
 
 /// An expert and the hash of its weights at some time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ExpertWeights {
+pub struct ExpertHash {
     /// The expert's name.
     pub name: String,
     /// The SHA-256 of its weights.
@@ -32,7 +32,7 @@ pub struct RouterRecord<T> {
     /// The SHA-256 of router.safetensors.
     pub state_sha256: String,
     /// The experts that the state was fitted for.
-    pub experts: Vec<ExpertWeights>,
+    pub experts: Vec<ExpertHash>,
     /// What else it was fitted on: each kind of router has its own record.
     #[serde(rename = "of")]
     pub origin: T,
@@ -65,7 +65,7 @@ impl Library {
     /// # Errors
     /// If the record cannot be read.
     pub fn router_record<T: DeserializeOwned>(&self, name: &str) -> Result<Option<RouterRecord<T>>> {
-        read_json_if_exists(&self.router_folder(name)?.join(RECORD_FILE))
+        read_json_if_exists(&self.router_folder(name)?.join(ROUTER_RECORD_FILE))
     }
 
     /// The SHA-256 of the record of the router `name`, which holds those of its state and experts; `None` if there is
@@ -74,7 +74,7 @@ impl Library {
     /// # Errors
     /// If the record cannot be read.
     pub fn router_sha256(&self, name: &str) -> Result<Option<String>> {
-        let file = self.router_folder(name)?.join(RECORD_FILE);
+        let file = self.router_folder(name)?.join(ROUTER_RECORD_FILE);
         if file.exists() { Ok(Some(sha256_of_file(&file)?)) } else { Ok(None) }
     }
 
@@ -88,14 +88,14 @@ impl Library {
         // A device would have no end.
         if !file.is_file() {
             return Err(AdapterError::RouterState(format!(
-                "{place}: no such file; expected the state that {RECORD_FILE} belongs to"
+                "{place}: no such file; expected the state that {ROUTER_RECORD_FILE} belongs to"
             )));
         }
         let bytes = fs::read(&file).within_file(&file)?;
         let (found, recorded) = (sha256(&bytes), &record.state_sha256);
         if found != *recorded {
             return Err(AdapterError::RouterState(format!(
-                "{place}: has the sha256 {found}, but {RECORD_FILE} records {recorded}: the file was changed; remove the \
+                "{place}: has the sha256 {found}, but {ROUTER_RECORD_FILE} records {recorded}: the file was changed; remove the \
                  folder, and the router is fitted again"
             )));
         }
@@ -106,8 +106,8 @@ impl Library {
     ///
     /// # Errors
     /// If there is no such expert, or its weights cannot be read.
-    pub fn expert_weights(&self, names: &[String]) -> Result<Vec<ExpertWeights>> {
-        let of = |name: &String| Ok(ExpertWeights { name: name.clone(), sha256: self.weights_sha256(name)? });
+    pub fn expert_hashes(&self, names: &[String]) -> Result<Vec<ExpertHash>> {
+        let of = |name: &String| Ok(ExpertHash { name: name.clone(), sha256: self.weights_sha256(name)? });
         names.iter().map(of).collect()
     }
 
@@ -115,8 +115,8 @@ impl Library {
     ///
     /// # Errors
     /// If weights cannot be read.
-    pub fn changed_expert(&self, experts: &[ExpertWeights]) -> Result<Option<String>> {
-        for ExpertWeights { name, sha256 } in experts {
+    pub fn changed_expert(&self, experts: &[ExpertHash]) -> Result<Option<String>> {
+        for ExpertHash { name, sha256 } in experts {
             if !self.contains(name) {
                 return Ok(Some(format!("the expert `{name}` is no longer in the library")));
             }
@@ -134,20 +134,14 @@ impl Library {
     ///
     /// # Errors
     /// If the name is not a valid one, or the folder cannot be written.
-    pub fn put_router<T: Serialize>(
-        &self,
-        name: &str,
-        experts: &[ExpertWeights],
-        origin: &T,
-        state: &[u8],
-    ) -> Result<()> {
+    pub fn put_router<T: Serialize>(&self, name: &str, experts: &[ExpertHash], origin: &T, state: &[u8]) -> Result<()> {
         let place = self.router_folder(name)?;
         let routers = self.routers_folder();
         fs::create_dir_all(&routers).within_file(&routers)?;
         atomic::replace_folder(&place, |folder| {
             atomic::write_file(&folder.join(STATE_FILE), state)?;
             let record = RouterRecord { state_sha256: sha256(state), experts: experts.to_vec(), origin };
-            write_json(&folder.join(RECORD_FILE), &record)?;
+            write_json(&folder.join(ROUTER_RECORD_FILE), &record)?;
             self.ensure_held()
         })
     }
@@ -163,7 +157,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let library = Library::open_or_create(folder.path(), None).unwrap();
         assert!(library.router_record::<String>("r").unwrap().is_none() && library.router_names().unwrap().is_empty());
-        let gone = ExpertWeights { name: "gone".into(), sha256: "00".into() };
+        let gone = ExpertHash { name: "gone".into(), sha256: "00".into() };
         library.put_router("r", std::slice::from_ref(&gone), &"rows", b"one").unwrap();
         let before = library.router_sha256("r").unwrap();
         library.put_router("r", &[gone], &"rows", b"two").unwrap();

@@ -18,7 +18,7 @@ use crate::library::expert_name::ensure_expert_name;
 use crate::library::expert_record::ExpertRecord;
 use crate::library::json_file::{read_json, read_json_if_exists, write_json};
 use crate::library::library_layout::{
-    EXPERTS, INDEX_FILE, RECORD_FILE, RUNS, is_hidden, refuse_link, refuse_links, subfolder,
+    EXPERT_RECORD_FILE, EXPERTS, INDEX_FILE, RUNS, is_hidden, refuse_link, refuse_links, subfolder,
 };
 use crate::library::library_lock::{self, LibraryLock};
 use crate::library::similar_names::similar_names;
@@ -297,7 +297,7 @@ impl Library {
     /// # Errors
     /// As [`record`](Self::record).
     pub fn record_as<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
-        read_unreplaced(&self.expert_path(name)?, || read_json_if_exists(&self.expert_folder(name)?.join(RECORD_FILE)))
+        read_json_if_exists(&self.expert_folder(name)?.join(EXPERT_RECORD_FILE))
     }
 
     /// The SHA-256 of the weights file of the expert `name`.
@@ -417,5 +417,5 @@ pub fn write_expert(folder: &Path, adapter: &Adapter, record: Option<&ExpertReco
     adapter.write_files(folder)?;
     let Some(record) = record else { return Ok(()) };
     let sha256 = sha256_of_file(&folder.join(WEIGHTS_FILE))?;
-    write_json(&folder.join(RECORD_FILE), &ExpertRecord { sha256, ..record.clone() })
+    write_json(&folder.join(EXPERT_RECORD_FILE), &ExpertRecord { sha256, ..record.clone() })
 }

@@ -5,7 +5,7 @@ mod expert_bases;
 pub(crate) mod expert_name;
 pub(crate) mod expert_record;
 mod json_file;
-mod library_layout;
+pub(crate) mod library_layout;
 pub(crate) mod library_lock;
 pub(crate) mod library_models;
 pub(crate) mod library_routers;

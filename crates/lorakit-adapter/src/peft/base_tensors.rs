@@ -9,7 +9,7 @@ use crate::adapter::Adapter;
 use crate::error::{AdapterError, Result};
 use crate::matrix::Matrix;
 use crate::name_list::quote_names;
-use crate::peft::stored_tensor::StoredTensor;
+use crate::peft::adapter_tensor::AdapterTensor;
 use crate::peft::wrapper_prefix::Unwrapped;
 use crate::warning::Warning;
 
@@ -32,9 +32,9 @@ enum BaseTensor {
 /// The tensors without those of the base, and those by their names in the base. Biases must be zero to be among them, and
 /// zero biases of lora_B are left out.
 pub(crate) fn without_base_tensors(
-    tensors: Vec<StoredTensor>,
+    tensors: Vec<AdapterTensor>,
     warnings: &mut Vec<Warning>,
-) -> Result<(Vec<StoredTensor>, BTreeMap<String, Matrix>)> {
+) -> Result<(Vec<AdapterTensor>, BTreeMap<String, Matrix>)> {
     let (mut kept, mut of_base) = (Vec::new(), BTreeMap::new());
     let (mut zero, mut saved) = (Vec::new(), Vec::new());
     for tensor in tensors {
@@ -71,7 +71,7 @@ pub(crate) fn without_base_tensors(
 }
 
 /// Adds the tensor of the base of this name, which must be the only one: with and without a wrapper's prefix, two may be.
-fn insert(of_base: &mut BTreeMap<String, Matrix>, name: String, tensor: StoredTensor) -> Result<()> {
+fn insert(of_base: &mut BTreeMap<String, Matrix>, name: String, tensor: AdapterTensor) -> Result<()> {
     if of_base.contains_key(&name) {
         let key = &tensor.key;
         return Err(AdapterError::Tensors(format!("`{key}` is the base's `{name}`, which the file holds twice")));

@@ -1,6 +1,7 @@
 //! Adapter folders of Hugging Face PEFT: what adapter_config.json means, and both files read and written.
 
 pub(crate) mod adapter_files;
+pub(crate) mod adapter_tensor;
 mod base_tensors;
 mod config_json;
 pub(crate) mod path_pattern;
@@ -8,7 +9,6 @@ pub(crate) mod peft_config;
 pub(crate) mod read_peft;
 pub(crate) mod refused_features;
 mod selection;
-pub(crate) mod stored_tensor;
 pub(crate) mod target_modules;
 pub(crate) mod target_names;
 pub(crate) mod tensor_key;

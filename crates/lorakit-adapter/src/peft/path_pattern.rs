@@ -112,7 +112,7 @@ impl PathPattern {
 
 impl fmt::Debug for PathPattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Pattern(`{}`)", self.source)
+        write!(f, "PathPattern(`{}`)", self.source)
     }
 }
 

@@ -7,7 +7,7 @@ use lorakit_format::read_text_up_to;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::error::{Result, Within};
+use crate::error::{AdapterError, Result, Within};
 use crate::peft::path_pattern::PathPattern;
 use crate::peft::target_modules::{ModuleSelector, Targets};
 use crate::peft::unsupported::UnsupportedConfig;
@@ -128,19 +128,13 @@ impl PeftConfig {
     /// # Errors
     /// If the text is not a JSON object, or describes anything but a plain LoRA (rsLoRA and patterns included); the error
     /// lists every unsupported key with the reason and what to do.
-    pub fn parse(json: &str) -> Result<Self, UnsupportedConfig> {
+    pub fn parse(json: &str) -> Result<Self> {
         Self::parse_after(json, |_| BeyondLora::default())
     }
 
     /// The same after `take` has taken the keys that a plain LoRA does not have.
-    fn parse_after(json: &str, take: impl FnOnce(&mut Validator) -> BeyondLora) -> Result<Self, UnsupportedConfig> {
-        const FILE: &str = "adapter_config.json";
-        let keys = match serde_json::from_str(json) {
-            Ok(Value::Object(keys)) => keys,
-            Ok(_) => return Err(UnsupportedConfig::of(FILE, "expected a JSON object")),
-            Err(error) => return Err(UnsupportedConfig::of(FILE, format!("not valid JSON: {error}"))),
-        };
-        let mut validator = Validator::new(keys);
+    fn parse_after(json: &str, take: impl FnOnce(&mut Validator) -> BeyondLora) -> Result<Self> {
+        let mut validator = Validator::new(serde_json::from_str(json).map_err(AdapterError::ConfigJson)?);
         check_peft_type(&mut validator)?;
         let beyond_lora = take(&mut validator);
         let rank = read_rank(&mut validator);

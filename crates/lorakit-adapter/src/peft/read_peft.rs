@@ -10,10 +10,10 @@ use crate::error::{AdapterError, Result, Within};
 use crate::low_rank::LowRank;
 use crate::name_list::quote_names;
 use crate::peft::adapter_files::CONFIG_FILE;
+use crate::peft::adapter_tensor::AdapterTensor;
 use crate::peft::base_tensors::without_base_tensors;
 use crate::peft::peft_config::PeftConfig;
 use crate::peft::selection::Selection;
-use crate::peft::stored_tensor::StoredTensor;
 use crate::peft::target_modules::Targets;
 use crate::peft::tensor_key::{Factor, TensorKey};
 use crate::peft::weight_files::WeightFiles;
@@ -45,7 +45,7 @@ impl Adapter {
         config: PeftConfig,
         tensors: impl IntoIterator<Item = (String, Vec<usize>, Vec<f32>)>,
     ) -> Result<Self> {
-        let tensors = tensors.into_iter().map(|(key, shape, values)| StoredTensor::owned(key, shape, values));
+        let tensors = tensors.into_iter().map(|(key, shape, values)| AdapterTensor::owned(key, shape, values));
         from_parts(config, tensors.collect())
     }
 }
@@ -73,15 +73,15 @@ fn check_config_exists(dir: &Path) -> Result<()> {
 /// A module's tensors found so far.
 #[derive(Default)]
 struct Pair {
-    a: Option<StoredTensor>,
-    b: Option<StoredTensor>,
+    a: Option<AdapterTensor>,
+    b: Option<AdapterTensor>,
     embedding: bool,
     /// The module's path as the file has it.
     raw_path: String,
 }
 
 impl Pair {
-    fn factor(&self, factor: Factor) -> Option<&StoredTensor> {
+    fn factor(&self, factor: Factor) -> Option<&AdapterTensor> {
         match factor {
             Factor::A => self.a.as_ref(),
             Factor::B => self.b.as_ref(),
@@ -90,7 +90,7 @@ impl Pair {
 }
 
 /// The adapter with the configuration `config` and the weights `tensors`.
-pub(crate) fn from_parts(mut config: PeftConfig, tensors: Vec<StoredTensor>) -> Result<Adapter> {
+pub(crate) fn from_parts(mut config: PeftConfig, tensors: Vec<AdapterTensor>) -> Result<Adapter> {
     if tensors.is_empty() {
         return Err(AdapterError::Tensors("the file holds no tensors".to_owned()));
     }
@@ -121,7 +121,7 @@ pub(crate) fn from_parts(mut config: PeftConfig, tensors: Vec<StoredTensor>) -> 
 }
 
 /// The tensors by module, each one recognized.
-fn pair_by_module(tensors: Vec<StoredTensor>, warnings: &mut Vec<Warning>) -> Result<BTreeMap<String, Pair>> {
+fn pair_by_module(tensors: Vec<AdapterTensor>, warnings: &mut Vec<Warning>) -> Result<BTreeMap<String, Pair>> {
     let parsed = parse_keys(tensors.iter().map(|tensor| tensor.key.as_str()))?;
     warn_of_leniency(&parsed, warnings)?;
     let mut pairs: BTreeMap<String, Pair> = BTreeMap::new();

@@ -13,14 +13,14 @@ use crate::peft::path_pattern::PathPattern;
 /// whole paths.
 #[derive(Clone, Debug)]
 pub struct Targets {
-    selection: Selection,
+    selection: TargetModules,
     excluded: Option<ModuleSelector>,
     layers: Option<Layers>,
 }
 
 /// What `target_modules` says.
 #[derive(Clone, Debug)]
-enum Selection {
+enum TargetModules {
     /// Nothing (`null`): PEFT then uses its own table of architectures; here the tensors decide.
     Unspecified,
     /// `"all-linear"`: every linear module but the head.
@@ -51,12 +51,12 @@ struct Layers {
 impl Targets {
     /// The targets of a configuration that names none.
     pub fn unspecified() -> Self {
-        Self::of(Selection::Unspecified)
+        Self::of(TargetModules::Unspecified)
     }
 
     /// The modules whose path is one of `names`, or ends with a dot and one of `names`.
     pub fn list<S: Into<String>>(names: impl IntoIterator<Item = S>) -> Self {
-        Self::of(Selection::Named(ModuleSelector::List(names.into_iter().map(Into::into).collect())))
+        Self::of(TargetModules::Named(ModuleSelector::List(names.into_iter().map(Into::into).collect())))
     }
 
     /// The modules that a string `target_modules` selects: `all-linear`, or a regular expression for whole paths.
@@ -65,13 +65,13 @@ impl Targets {
     /// If the string is not a regular expression.
     pub fn string(text: &str) -> Result<Self> {
         Ok(Self::of(if text.eq_ignore_ascii_case("all-linear") {
-            Selection::AllLinear
+            TargetModules::AllLinear
         } else {
-            Selection::Named(ModuleSelector::Matching(PathPattern::whole(text)?))
+            TargetModules::Named(ModuleSelector::Matching(PathPattern::whole(text)?))
         }))
     }
 
-    fn of(selection: Selection) -> Self {
+    fn of(selection: TargetModules) -> Self {
         Self { selection, excluded: None, layers: None }
     }
 
@@ -87,7 +87,7 @@ impl Targets {
     /// # Errors
     /// If the targets are a string, which PEFT refuses as well, or a name is not a regular expression.
     pub fn in_layers(self, indexes: BTreeSet<i64>, lists: &[String]) -> Result<Self> {
-        if !matches!(self.selection, Selection::Named(ModuleSelector::List(_)) | Selection::Unspecified) {
+        if !matches!(self.selection, TargetModules::Named(ModuleSelector::List(_)) | TargetModules::Unspecified) {
             return Err(AdapterError::Targets(
                 "layers_to_transform needs target_modules to be a list; name the layers in its expression instead",
             ));
@@ -98,7 +98,7 @@ impl Targets {
 
     /// Whether the configuration says what it targets; if not, the tensors do.
     pub fn is_specified(&self) -> bool {
-        !matches!(self.selection, Selection::Unspecified)
+        !matches!(self.selection, TargetModules::Unspecified)
     }
 
     /// Whether the module at `path` is a target. If targets are not specified, every module in the chosen layers is.
@@ -110,10 +110,10 @@ impl Targets {
             return Ok(false);
         }
         match &self.selection {
-            Selection::Unspecified => self.layer_fits(path),
-            Selection::AllLinear => Ok(!NOT_ALL_LINEAR.iter().any(|name| ends_with_name(path, name))),
-            Selection::Named(ModuleSelector::List(names)) if names.contains(path) => Ok(true),
-            Selection::Named(names) => Ok(names.contain(path)? && self.layer_fits(path)?),
+            TargetModules::Unspecified => self.layer_fits(path),
+            TargetModules::AllLinear => Ok(!NOT_ALL_LINEAR.iter().any(|name| ends_with_name(path, name))),
+            TargetModules::Named(ModuleSelector::List(names)) if names.contains(path) => Ok(true),
+            TargetModules::Named(names) => Ok(names.contain(path)? && self.layer_fits(path)?),
         }
     }
 
@@ -123,7 +123,7 @@ impl Targets {
     /// As [`matches`](Self::matches).
     pub fn select(&self, module: &BaseModule) -> Result<bool> {
         match (&self.selection, module.kind) {
-            (Selection::AllLinear, ModuleKind::Embedding | ModuleKind::LmHead) => Ok(false),
+            (TargetModules::AllLinear, ModuleKind::Embedding | ModuleKind::LmHead) => Ok(false),
             _ => self.matches(&module.path),
         }
     }
@@ -147,7 +147,7 @@ impl Targets {
     /// If a regular expression takes too many steps.
     pub fn unmatched(&self, paths: &[&str]) -> Result<Vec<String>> {
         let mut unmatched = Vec::new();
-        if let Selection::Named(ModuleSelector::List(names)) = &self.selection {
+        if let TargetModules::Named(ModuleSelector::List(names)) = &self.selection {
             for name in names.iter().filter(|name| !paths.iter().any(|path| ends_with_name(path, name))) {
                 if !self.excludes(name)? {
                     unmatched.push(format!("target_modules `{name}`"));
@@ -165,7 +165,7 @@ impl Targets {
     /// The names of the list, if the targets are a list that nothing narrows.
     pub(crate) fn plain_list(&self) -> Option<&BTreeSet<String>> {
         match (&self.selection, &self.excluded, &self.layers) {
-            (Selection::Named(ModuleSelector::List(names)), None, None) => Some(names),
+            (TargetModules::Named(ModuleSelector::List(names)), None, None) => Some(names),
             _ => None,
         }
     }

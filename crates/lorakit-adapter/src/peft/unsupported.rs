@@ -6,7 +6,7 @@ use thiserror::Error;
 /// A key that is not supported.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct UnsupportedKey {
-    /// The key, or `adapter_config.json` where the file as a whole is meant.
+    /// The key.
     pub key: String,
     /// What was found, what was expected, and what to do.
     pub reason: String,

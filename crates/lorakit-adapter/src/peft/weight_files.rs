@@ -10,7 +10,7 @@ use serde::Deserialize;
 use crate::error::{AdapterError, Result, Within};
 use crate::import::peft_pickle::pickled_tensors;
 use crate::peft::adapter_files::{PICKLE_FILE, WEIGHTS_FILE};
-use crate::peft::stored_tensor::{StoredTensor, map_tensors};
+use crate::peft::adapter_tensor::{AdapterTensor, map_tensors};
 
 /// The weights of an adapter folder, in the order of their names.
 #[derive(Debug)]
@@ -51,7 +51,7 @@ impl WeightFiles {
     ///
     /// # Errors
     /// If a file cannot be read; the error names it.
-    pub(crate) fn tensors(&self) -> Result<Vec<StoredTensor>> {
+    pub(crate) fn tensors(&self) -> Result<Vec<AdapterTensor>> {
         let mut tensors = Vec::new();
         match self {
             Self::Safetensors(files) => {
@@ -63,7 +63,7 @@ impl WeightFiles {
                 for file in files {
                     let owned = pickled_tensors(file).within_file(file)?;
                     tensors.extend(
-                        owned.into_iter().map(|(key, (shape, values))| StoredTensor::owned(key, shape, values)),
+                        owned.into_iter().map(|(key, (shape, values))| AdapterTensor::owned(key, shape, values)),
                     );
                 }
             }

@@ -146,7 +146,7 @@ fn an_existing_name_is_refused_unless_replaced_explicitly() {
     let temporary = tempfile::tempdir().unwrap();
     let library = Library::open_or_create(temporary.path(), None).unwrap();
     library.add("a", &small_adapter(1), None).unwrap();
-    assert!(library.add("a", &small_adapter(2), None).unwrap_err().to_string().contains("exists already"));
+    assert!(library.add("a", &small_adapter(2), None).unwrap_err().to_string().contains("already exists"));
     assert_eq!(library.adapter("a").unwrap().modules(), small_adapter(1).modules());
     library.replace("a", &small_adapter(2), Some(&record())).unwrap();
     library.replace("b", &small_adapter(3), None).unwrap();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lorakit_adapter::{PeftConfig, UnsupportedConfig};
+use lorakit_adapter::{AdapterError, PeftConfig, UnsupportedConfig};
 
 use crate::{chain, shared};
 
@@ -40,7 +40,7 @@ fn every_published_configuration_is_accepted_or_refused_by_key() {
             Err(error) => {
                 let message = chain(error);
                 assert!(message.contains(file.file_name().unwrap().to_str().unwrap()), "{message}");
-                let refused = PeftConfig::parse(&text).unwrap_err();
+                let refused = unsupported(PeftConfig::parse(&text).unwrap_err());
                 for unsupported in &refused.keys {
                     assert!(message.contains(&unsupported.key) && !unsupported.reason.is_empty(), "{message}");
                     assert_eq!(unsupported.key == "peft_type", !lora, "{message}");
@@ -58,7 +58,15 @@ fn every_published_configuration_is_accepted_or_refused_by_key() {
 /// A configuration with `keys` besides the required ones.
 fn parse_with(keys: &str) -> Result<PeftConfig, UnsupportedConfig> {
     let base = r#""peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q"]"#;
-    PeftConfig::parse(&format!("{{{base}, {keys}}}"))
+    PeftConfig::parse(&format!("{{{base}, {keys}}}")).map_err(unsupported)
+}
+
+/// The keys that an error refuses.
+fn unsupported(error: AdapterError) -> UnsupportedConfig {
+    match error {
+        AdapterError::Config(unsupported) => unsupported,
+        other => panic!("{other}"),
+    }
 }
 
 #[test]
@@ -156,8 +164,12 @@ fn ranks_and_scales_follow_the_first_pattern_that_matches_the_end_of_the_path() 
 
 #[test]
 fn invalid_configurations_are_refused() {
-    for text in ["", "[]", "{", "null", "\"LORA\"", "{}", r#"{"peft_type": null}"#, &"[".repeat(100_000)] {
-        assert!(PeftConfig::parse(text).is_err());
+    for text in ["", "[]", "{", "null", "\"LORA\"", &"[".repeat(100_000)] {
+        let error = chain(PeftConfig::parse(text).unwrap_err());
+        assert!(error.starts_with("not a JSON object: ") && !error.contains("LoRA"), "{error}");
+    }
+    for text in ["{}", r#"{"peft_type": null}"#] {
+        assert_eq!(unsupported(PeftConfig::parse(text).unwrap_err()).keys[0].key, "peft_type");
     }
     let error = PeftConfig::read(Path::new("no/such/adapter_config.json")).unwrap_err();
     assert!(chain(error).contains("no/such/adapter_config.json"));

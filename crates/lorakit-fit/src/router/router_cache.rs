@@ -6,7 +6,7 @@
 use super::router_fits::reads_current_task;
 use super::training_rows::{RowsIdentity, TrainingRows};
 use crate::error::{FitError, Result, WithContext as _};
-use lorakit_adapter::{ExpertWeights, Library, Matrix};
+use lorakit_adapter::{ExpertHash, Library, Matrix};
 use lorakit_format::hash::sha256;
 use lorakit_route::{Router, RouterState};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -20,7 +20,7 @@ const MIN_WAIT: Duration = Duration::from_secs(1);
 pub(super) struct CacheKey {
     /// The router's name with the hash of the other two.
     name: String,
-    experts: Vec<ExpertWeights>,
+    experts: Vec<ExpertHash>,
     origin: StateOrigin,
 }
 
@@ -62,10 +62,10 @@ impl CacheKey {
             formulas: info.version,
             dtype: base.dtype_override().map(|dtype| dtype.as_str().to_owned()),
         };
-        Self::of(info.name, rows.expert_weights()?, origin)
+        Self::of(info.name, rows.library().expert_hashes(rows.experts().names())?, origin)
     }
 
-    fn of(router: &str, experts: Vec<ExpertWeights>, origin: StateOrigin) -> Result<Self> {
+    fn of(router: &str, experts: Vec<ExpertHash>, origin: StateOrigin) -> Result<Self> {
         let text = serde_json::to_string(&(&experts, &origin)).map_err(|error| FitError::Caller(error.into()))?;
         let hash = sha256(text.as_bytes());
         Ok(Self { name: format!("{router}-{}", &hash[..16]), experts, origin })
@@ -156,7 +156,7 @@ mod tests {
             r#"{{"router":"cm:rows=2","base":"2","tokenizer":"3","trained":null,"rows":{rows},"seed":0,"lorakit":"0.1.0","formulas":2}}"#
         );
         assert_eq!(text, expected);
-        let experts = vec![ExpertWeights { name: "a".to_owned(), sha256: "4".to_owned() }];
+        let experts = vec![ExpertHash { name: "a".to_owned(), sha256: "4".to_owned() }];
         let of = |origin: &StateOrigin| CacheKey::of("cm", experts.clone(), origin.clone()).unwrap().name;
         let text = serde_json::to_string(&(&experts, &origin)).unwrap();
         assert_eq!(of(&origin), format!("cm-{}", &sha256(text.as_bytes())[..16]));

@@ -122,7 +122,7 @@ pub fn write(library: &Library, name: &str, stack: &SkillStack, tasks: &[String]
     let tensors = stack.routing_variables();
     let tensors = tensors.iter().map(|(site, logits)| (site.trim_end_matches(".routing"), logits.as_tensor()));
     let state = safetensors::serialize(tensors, None)?;
-    let experts = library.expert_weights(&skill_names(name, count))?;
+    let experts = library.expert_hashes(&skill_names(name, count))?;
     let record = ExpertRecord { sha256: sha256(&state), ..record.clone() };
     let own = RoutingRecord { tasks: tasks.to_vec(), splits, record };
     Ok(library.put_router(name, &experts, &own, &state)?)

@@ -11,7 +11,7 @@ use crate::matrix::{Matrix, Precision};
 
 /// A tensor of an adapter; values in a file were not read yet.
 #[derive(Clone, Debug)]
-pub(crate) struct StoredTensor {
+pub(crate) struct AdapterTensor {
     /// Its key.
     pub(crate) key: String,
     shape: Vec<usize>,
@@ -25,9 +25,9 @@ enum Values {
 }
 
 /// The tensors of the safetensors file at `path`, sorted by key.
-pub(crate) fn map_tensors(path: &Path) -> Result<Vec<StoredTensor>> {
+pub(crate) fn map_tensors(path: &Path) -> Result<Vec<AdapterTensor>> {
     let file = SafetensorsFile::open(path)?;
-    let tensors = file.tensors().iter().map(|(key, entry)| StoredTensor {
+    let tensors = file.tensors().iter().map(|(key, entry)| AdapterTensor {
         key: key.clone(),
         shape: entry.shape.clone(),
         values: Values::InFile { file: file.bytes().clone(), bytes: entry.bytes.clone(), dtype: entry.dtype },
@@ -35,7 +35,7 @@ pub(crate) fn map_tensors(path: &Path) -> Result<Vec<StoredTensor>> {
     Ok(tensors.collect())
 }
 
-impl StoredTensor {
+impl AdapterTensor {
     /// A tensor from elsewhere than a safetensors file, with its values row by row.
     pub(crate) fn owned(key: String, shape: Vec<usize>, values: Vec<f32>) -> Self {
         Self { key, shape, values: Values::Owned(values) }
