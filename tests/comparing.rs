@@ -86,8 +86,8 @@ fn a_table_has_the_paper_s_numbers_and_a_verdict_over_tasks_and_seeds() {
     fs::write(path("more.toml"), format!("{TABLE}[[row]]\nlabel = \"tp\"\nresults = \"x.eval\"\nrouter = \"tp\"\n"))
         .unwrap();
     let (more, runs) = (path("more.toml"), &runs[0]);
-    assert_contains(&run(["compare", &more, "--runs", runs]).ok().stderr, &["row \"tp\" has no results"]);
-    assert_contains(&run(["compare", &more, "--runs", runs, "--strict"]).failed(1), &["row \"tp\" has no results"]);
+    assert_contains(&run(["compare", &more, "--runs", runs]).ok().stderr, &["row `tp` has no results"]);
+    assert_contains(&run(["compare", &more, "--runs", runs, "--strict"]).failed(1), &["row `tp` has no results"]);
 
     // In four families of two tasks, which are too few to decide; with one family of two among seven, held again.
     let first = path("seed-0");
@@ -171,4 +171,15 @@ fn eval_scores_chance_and_writes_a_report() {
     assert_eq!(document["gains"]["exact_match"]["chance"]["tasks"], 6);
     let html = fs::read_to_string(page).unwrap();
     assert!(html.contains("2 routers on 6 tasks") && html.contains("task5"), "{html}");
+}
+
+#[test]
+fn the_results_that_are_compared_are_not_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    write_run(&folder.path().join("seed-0"), 0.04);
+    fs::write(path("table.toml"), TABLE).unwrap();
+    let (table, run_folder, out) = (path("table.toml"), path("seed-0"), path("seed-0/./private.eval"));
+    let refused = run(["compare", &table, "--runs", &run_folder, "--out", &out]).failed(2);
+    assert_contains(&refused, &["--out", "its results.json is among those that are compared"]);
 }

@@ -1,10 +1,11 @@
 //! `compare`: a table of several evaluations, with verdicts on claims.
 
+use crate::args::usage;
 use crate::command_context::CommandContext;
 use crate::output::console::make_folder;
 use crate::paper_table::markdown_table::markdown;
 use crate::paper_table::table_claims::judge;
-use crate::paper_table::table_scores::TableScores;
+use crate::paper_table::table_scores::{TableScores, results_file};
 use crate::paper_table::table_spec::{RowSpec, TableSpec};
 use crate::plots::{curve_panels, difference_plot, score_plot};
 use anyhow::{Context as _, Result, ensure};
@@ -16,13 +17,11 @@ use std::path::{Path, PathBuf};
 
 /// The arguments of `compare`.
 #[derive(Args, Debug)]
-#[command(
-    after_help = "Differences are paired by task and seed. A claim held if the 95 % interval of the gain, of a bootstrap \
-    over tasks and seeds and widened for few tasks, lies above zero; it did not if the interval lies below zero; fewer than \
-    6 tasks decide nothing. Where \
-    the table names families of tasks, these take the place of tasks. A claim is not testable where the tasks' own experts \
-    do not beat base and chance (of a loss, the base) by two standard errors. With one seed a verdict is about that seed's libraries alone."
-)]
+#[command(after_help = "Differences are paired by task and seed. A claim held if the 95 % interval of the gain lies \
+    above zero, and did not hold if it lies below zero. The interval is that of a bootstrap over tasks and seeds, widened \
+    for few tasks; fewer than 6 tasks decide nothing. Where the table names families of tasks, these take the place of \
+    tasks. A claim is not testable where the tasks' own experts do not beat base and chance (of a loss, the base) by two \
+    standard errors. With one seed a verdict is about that seed's libraries alone.")]
 pub struct CompareArgs {
     /// Table TOML (configs/tables/README.md says what it holds)
     #[arg(value_name = "TABLE")]
@@ -36,12 +35,25 @@ pub struct CompareArgs {
     out: Option<PathBuf>,
 }
 
+impl CompareArgs {
+    /// Refuses runs that do not exist, and an output folder whose results.json is among those that are compared.
+    fn check_folders(&self, spec: &TableSpec) -> Result<()> {
+        for run in &self.runs {
+            ensure!(run.is_dir(), "{}: no such folder; expected the results of one seed", run.display());
+        }
+        let Some(folder) = &self.out else { return Ok(()) };
+        let output = folder.join("results.json");
+        let is_output = |run: &PathBuf, row: &RowSpec| usage::is_same_file(&results_file(row, run), &output);
+        usage::ensure(!self.runs.iter().any(|run| spec.rows.iter().any(|row| is_output(run, row))), || {
+            format!("--out {}: its results.json is among those that are compared", folder.display())
+        })
+    }
+}
+
 /// Reads the results, judges the claims, and prints the table.
 pub fn run(args: CompareArgs, context: &CommandContext) -> Result<()> {
     let spec = TableSpec::read(&args.table)?;
-    for run in &args.runs {
-        ensure!(run.is_dir(), "{}: no such folder; expected the results of one seed", run.display());
-    }
+    args.check_folders(&spec)?;
     let scores = TableScores::read(&spec, &args.runs)?;
     let families = spec.families.as_ref().map(|families| families.of_tasks(scores.compared()));
     let families = families.transpose().with_context(|| args.table.display().to_string())?;
@@ -66,7 +78,7 @@ pub fn run(args: CompareArgs, context: &CommandContext) -> Result<()> {
     let rows: Vec<Value> = spec.rows.iter().enumerate().map(row).collect();
     let runs = || args.runs.iter().map(|run| run.display().to_string()).collect::<Vec<_>>().join(", ");
     for row in rows.iter().filter(|row| !is_scored(row)) {
-        context.warn(format!("row {} has no results in {}", row["label"], runs()))?;
+        context.warn(format!("row `{}` has no results in {}", row["label"].as_str().unwrap_or_default(), runs()))?;
     }
     for cell in scores.partial() {
         context.warn(cell)?;

@@ -179,11 +179,8 @@ impl<'a> TableScores<'a> {
     /// The mean of [`Self::units`]; under the mean, none unless every column has one.
     fn mean(&self, run: &RunScores, column: TableColumn) -> Option<Score> {
         let units: Vec<Score> = self.units(run, column).into_values().collect();
-        let n = units.len() as f64;
         let complete = matches!(column, TableColumn::One(_)) || units.len() == self.spec.columns.len();
-        let squares: Option<f64> = units.iter().map(|score| score.stderr.map(|error| error * error)).sum();
-        let value = units.iter().map(|score| score.value).sum::<f64>() / n;
-        (complete && !units.is_empty()).then(|| Score { value, stderr: squares.map(|sum| sum.sqrt() / n) })
+        Score::mean_of_independent(units).filter(|_| complete)
     }
 }
 
@@ -221,6 +218,15 @@ fn scaled(score: Score, scale: f64) -> Score {
     Score { value: scale * score.value, stderr: score.stderr.map(|error| scale * error) }
 }
 
+/// The file of a row's results in a run.
+pub fn results_file(row: &RowSpec, run: &Path) -> PathBuf {
+    let mut path = run.join(&row.results);
+    if path.extension().is_none_or(|extension| extension != "json") {
+        path.push("results.json");
+    }
+    path
+}
+
 /// The scores of a row in one run; none where its file or its router is missing.
 fn run_scores(
     spec: &TableSpec,
@@ -228,10 +234,7 @@ fn run_scores(
     run: &Path,
     files: &mut BTreeMap<PathBuf, Option<Value>>,
 ) -> Result<Option<RunScores>> {
-    let mut path = run.join(&row.results);
-    if path.extension().is_none_or(|extension| extension != "json") {
-        path.push("results.json");
-    }
+    let path = results_file(row, run);
     if !files.contains_key(&path) {
         files.insert(path.clone(), read_json(&path)?);
     }
