@@ -6,12 +6,10 @@ use crate::hub::repository::Repository;
 use crate::hub::snapshot::{NeededFiles, RemoteSnapshot};
 use anyhow::{Context as _, Result, bail};
 use lorakit_format::gguf::shard_names;
+use lorakit_model::weights::{INDEX_FILE, SINGLE_FILE};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::Path;
-
-const WEIGHTS: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
 
 /// The files of a base.
 pub struct BaseFiles<'a> {
@@ -22,7 +20,7 @@ pub struct BaseFiles<'a> {
 impl NeededFiles for BaseFiles<'_> {
     fn download(&self, remote: &RemoteSnapshot<'_>) -> Result<()> {
         let files: Vec<&str> = remote.info.files().collect();
-        let has_weights = files.contains(&WEIGHTS) || files.contains(&INDEX);
+        let has_weights = files.contains(&SINGLE_FILE) || files.contains(&INDEX_FILE);
         // It may hold several quantizations of one model.
         if let Some(file) = files.iter().filter(|file| file.ends_with(".gguf")).min().filter(|_| !has_weights) {
             bail!("its weights are in GGUF; name one file: --base {}/{file}", self.repository);
@@ -30,10 +28,10 @@ impl NeededFiles for BaseFiles<'_> {
         for file in files.iter().filter(|file| is_model_file(file)) {
             remote.get(file)?;
         }
-        if files.contains(&WEIGHTS) {
-            remote.get(WEIGHTS)?;
-        } else if files.contains(&INDEX) {
-            for shard in shards(&remote.get(INDEX)?)? {
+        if files.contains(&SINGLE_FILE) {
+            remote.get(SINGLE_FILE)?;
+        } else if files.contains(&INDEX_FILE) {
+            for shard in shards(&remote.get(INDEX_FILE)?)? {
                 remote.get(&shard)?;
             }
         }
@@ -45,11 +43,11 @@ impl NeededFiles for BaseFiles<'_> {
         if lacks("config.json") {
             return Some("config.json".to_owned());
         }
-        if !lacks(WEIGHTS) {
+        if !lacks(SINGLE_FILE) {
             return None;
         }
-        match shards(&folder.join(INDEX)) {
-            Err(_) => Some(format!("weights in safetensors ({WEIGHTS}, or {INDEX} with its files)")),
+        match shards(&folder.join(INDEX_FILE)) {
+            Err(_) => Some(format!("weights in safetensors ({SINGLE_FILE}, or {INDEX_FILE} with its files)")),
             Ok(shards) => shards.into_iter().find(|shard| lacks(shard)),
         }
     }

@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result};
 use lorakit_adapter::{Adapter, LowRank};
 use lorakit_format::atomic::write_file;
 use lorakit_format::read_text;
+use lorakit_model::weights::{INDEX_FILE, SINGLE_FILE};
 use lorakit_model::{Base, BaseConfig, BaseOptions, Checkpoint, ModelError, Rounding, StorageDtype};
 use lorakit_route::merge::{Orientation, add_to_weight};
 use serde_json::Value;
@@ -15,9 +16,6 @@ use std::collections::BTreeSet;
 use std::error::Error;
 use std::path::Path;
 use std::sync::atomic::Ordering;
-
-/// The index of sharded weights.
-const INDEX_FILE: &str = "model.safetensors.index.json";
 
 /// The precision of merged weights in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,7 +138,7 @@ fn change(adapter: &Adapter) -> impl FnMut(&str, &mut [f32]) -> Result<(), Box<d
 /// when a base is opened.
 fn write_index(source: &Path, folder: &Path, checkpoint: &Checkpoint) -> Result<()> {
     let from = source.join(INDEX_FILE);
-    if !from.is_file() || source.join("model.safetensors").exists() {
+    if !from.is_file() || source.join(SINGLE_FILE).exists() {
         return Ok(());
     }
     let mut index: Value =

@@ -3,6 +3,7 @@
 use anyhow::Result;
 use lorakit_format::atomic::{create_folder, write_file};
 use lorakit_format::mmap::FileBytes;
+use lorakit_model::weights::SINGLE_FILE;
 use lorakit_model::{Base, BaseConfig, BaseOptions, Checkpoint};
 use lorakit_task::Tokenizer;
 use std::path::Path;
@@ -36,7 +37,7 @@ pub fn tokenizer() -> Result<Tokenizer> {
 pub fn write(folder: &Path) -> Result<()> {
     create_folder(folder, |folder| {
         write_model_files(folder)?;
-        Ok(write_file(&folder.join("model.safetensors"), WEIGHTS)?)
+        Ok(write_file(&folder.join(SINGLE_FILE), WEIGHTS)?)
     })
 }
 

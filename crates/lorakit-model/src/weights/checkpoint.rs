@@ -16,10 +16,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The name of the weight file of a model that is not split.
-pub(crate) const SINGLE_FILE: &str = "model.safetensors";
+pub const SINGLE_FILE: &str = "model.safetensors";
 
 /// The name of the file that says which tensor is in which file of a split model.
-const INDEX_FILE: &str = "model.safetensors.index.json";
+pub const INDEX_FILE: &str = "model.safetensors.index.json";
 
 /// How many blocks of each safetensors file [`Checkpoint::sampled_hash`] reads, and how long they are in bytes.
 const SAMPLED_BLOCKS: usize = 64;

@@ -22,7 +22,7 @@ pub(crate) mod weight;
 pub(crate) mod weight_loader;
 
 pub use block_quantization::BlockType;
-pub use checkpoint::{Checkpoint, WeightType};
+pub use checkpoint::{Checkpoint, INDEX_FILE, SINGLE_FILE, WeightType};
 pub use edit::{Edit, Rounding};
 pub use matrix_products::forward_side_by_side;
 pub use mmap_matrix::MmapMatrix;
