@@ -22,7 +22,7 @@ pub struct CommandContext {
     pub seed: u64,
     /// Ctrl-C and SIGTERM.
     pub interrupt: Interrupt,
-    /// Whether adapter warnings are errors.
+    /// Whether warnings about adapters and about missing results are errors.
     pub strict: bool,
     /// The name of the base that adapters record, if one is given.
     pub base_name: Option<String>,

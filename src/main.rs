@@ -14,6 +14,7 @@
 //! - [`verification`]: how far merged weights and unmerged adapters are apart, for `verify`.
 //! - [`output`]: results on stdout, messages and progress on stderr, text tables.
 //! - [`paper_table`]: tables of several evaluations, with verdicts on claims, for `compare`.
+//! - [`plots`]: plots of a table as SVG files, for `compare`.
 //! - [`pages`]: HTML pages, rendered from templates.
 //! - [`command_context`]: device, seed, output and interruption, which every subcommand receives.
 //! - [`allocator`]: keeps freed memory for the next step.

@@ -9,7 +9,7 @@ use lorakit_adapter::{Adapter, Library, Warning};
 use lorakit_model::Base;
 
 /// The share of a converted adapter below which most of it is lost.
-const LITTLE: f64 = 0.5;
+const LOW_RETENTION: f64 = 0.5;
 
 /// Prints what reading an adapter warned about, and that its config names another base. The name is a hint only: folders
 /// get renamed, and a base is identified by its shapes.
@@ -17,7 +17,7 @@ pub fn print_warnings(expert: &NewExpert, base: Option<&Base>, context: &Command
     let (folder, adapter) = (expert.folder.display(), &expert.adapter);
     let warn = |warning: &Warning| context.warn(format!("{folder}: {warning}"));
     adapter.warnings().iter().try_for_each(warn)?;
-    if let Some(conversion) = expert.conversion.as_ref().filter(|conversion| conversion.retained() < LITTLE) {
+    if let Some(conversion) = expert.conversion.as_ref().filter(|conversion| conversion.retained() < LOW_RETENTION) {
         context.warn(format!(
             "{folder}: at rank {} only {:.0} % of its changes are retained, by their squared norms; use a higher rank",
             conversion.rank,

@@ -32,7 +32,8 @@ pub struct AdapterArgs {
     /// A PEFT adapter folder
     #[arg(long, value_name = "DIR", conflicts_with_all = ["library", "router"])]
     adapter: Option<PathBuf>,
-    /// Tasks to fit routers to [default: each expert's own tasks; those that serve one task, such as cat, need it]
+    /// Tasks whose rows routers are fitted to [default: each expert's own tasks; required by routers for one task, such as
+    /// cat]
     #[arg(long, num_args = 1.., value_name = "[NAME=]T")]
     fit: Vec<String>,
     #[command(flatten)]
@@ -51,7 +52,7 @@ pub struct GivenPrompts<'a> {
 
 /// The list of routers for `--help`.
 pub fn routers() -> String {
-    let lines = ROUTERS.iter().map(|about| help_entry(&about.usage(), &about.description())).collect::<Vec<_>>();
+    let lines = ROUTERS.iter().map(|router| help_entry(&router.usage(), &router.description())).collect::<Vec<_>>();
     format!("Routers, with their settings and defaults:\n{}", lines.join("\n"))
 }
 

@@ -16,8 +16,8 @@ pub struct GlobalArgs {
     /// Data type of the base model's weights [default: f32 on the CPU, the checkpoint's on CUDA]
     #[arg(long, global = true, value_name = "TYPE")]
     pub dtype: Option<Dtype>,
-    /// Decode over quantized weights in f32, like everything else, instead of with activations rounded to 8 bits; to score
-    /// with those, see eval --quantize-activations
+    /// Generate over quantized weights in f32, as all else is computed, not with activations rounded to 8 bits; to score
+    /// with rounded ones, see eval --quantize-activations
     #[arg(long, global = true)]
     pub exact: bool,
     /// Number of CPU threads [default: one per core]
@@ -38,7 +38,7 @@ pub struct GlobalArgs {
     /// Folder with the tokenizer of a base in GGUF [default: the folder of the file, else the file itself]
     #[arg(long, global = true, value_name = "DIR")]
     pub tokenizer: Option<PathBuf>,
-    /// Treat adapter warnings as errors
+    /// Treat warnings about adapters and about missing results as errors
     #[arg(long, global = true)]
     pub strict: bool,
     /// Print more details on stderr

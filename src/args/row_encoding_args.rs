@@ -12,7 +12,7 @@ pub struct RowEncodingArgs {
     /// Which tokens count for the loss: every reply of a conversation (or the answer), the last reply, or all
     #[arg(long, value_name = "assistant|last|all", default_value_t = LossTokens::Assistant)]
     loss: LossTokens,
-    /// Begin texts with BOS where tokenizer or template put it, or never
+    /// Begin texts with BOS: auto, where the tokenizer or template puts it; or never
     #[arg(long, value_name = "auto|never", default_value_t = BosTokens::Auto)]
     bos: BosTokens,
 }
@@ -23,8 +23,8 @@ pub struct PromptEncodingArgs {
     /// Apply the base's chat template to prompts, and to rows that are fitted to, as a user's message
     #[arg(long)]
     pub chat: bool,
-    /// Begin texts with BOS where tokenizer or template put it, or never, as for experts that were trained with bos=never
-    /// [default: auto]
+    /// Begin texts with BOS: auto, where the tokenizer or template puts it; or never, as for experts that were trained with
+    /// bos=never [default: auto]
     #[arg(long, value_name = "auto|never")]
     pub bos: Option<BosTokens>,
 }

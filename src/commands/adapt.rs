@@ -212,7 +212,7 @@ fn report(adapted: &Adapted) -> Report {
             outcome: training_report::outcome(report),
         },
         Adapted::Routed(outcomes) => routed(outcomes),
-        Adapted::Weighted(outcomes) => composed(outcomes),
+        Adapted::Weighted(outcomes) => weighted(outcomes),
     }
 }
 
@@ -227,7 +227,7 @@ fn routed(fits: &Outcomes) -> Report {
 }
 
 /// Fitted weights.
-fn composed(fits: &Outcomes) -> Report {
+fn weighted(fits: &Outcomes) -> Report {
     let line = |(task, fit): &(String, Value)| {
         let losses = ["base", "fitted", "stderr"].map(|key| number(fit["held_out_loss"][key].as_f64(), 4));
         [vec![task.clone(), strongest(&fit["weights"])], losses.to_vec()].concat()

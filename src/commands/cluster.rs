@@ -24,7 +24,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Up to this number of experts, the report that is printed compares them in every space and with other numbers of clusters.
-const REPORTED: usize = 1000;
+const MAX_REPORTED_EXPERTS: usize = 1000;
 
 /// The arguments of `cluster`.
 #[derive(Args, Debug)]
@@ -138,7 +138,7 @@ impl ClusterArgs {
     /// Whether to compare experts in every space and to try other numbers of clusters: this takes several times as long as
     /// clustering.
     fn is_reported(&self, experts: usize) -> bool {
-        self.report.is_some() || experts <= REPORTED
+        self.report.is_some() || experts <= MAX_REPORTED_EXPERTS
     }
 }
 

@@ -78,7 +78,7 @@ pub struct EvalArgs {
     #[arg(long, num_args = 1.., value_name = "loss|acc|exact_match|...")]
     metrics: Vec<Metric>,
     /// Write a report as an HTML page: means, heat maps of tasks by routers, bars for each task, and which experts
-    /// each router sent it to
+    /// each router chose
     #[arg(long, value_name = "FILE.html")]
     report: Option<PathBuf>,
     /// Also score chance, as the router `chance`: a random choice, or the most frequent answer of the train rows

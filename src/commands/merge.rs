@@ -42,7 +42,7 @@ pub struct MergeArgs {
     /// Method with settings, such as cat, svd:rank=8 or ties:density=0.2; all are listed below
     #[arg(long, value_name = "M")]
     method: Method,
-    /// Calibrate the experts before the merge, and its result: pico
+    /// Calibrate the experts before the merge and the result after it, by the method pico (not the base pico)
     #[arg(long, value_name = "C", value_parser = calibration)]
     calibrate: Option<Arc<PicoCalibration>>,
     /// Merge only these experts, in this order [default: all, by name]
@@ -87,10 +87,10 @@ impl FromStr for Method {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let name = text.split(':').next().unwrap_or_default();
-        if FITTED_MERGES.iter().any(|about| about.name == name) {
+        if FITTED_MERGES.iter().any(|method| method.name == name) {
             return parse_fitted_merge(text).map(Self::Fitted).map_err(|error| error.to_string());
         }
-        let fitted: Vec<&str> = FITTED_MERGES.iter().map(|about| about.name).collect();
+        let fitted: Vec<&str> = FITTED_MERGES.iter().map(|method| method.name).collect();
         parse_merge(text).map(Self::Given).map_err(|error| match error {
             RouteError::UnknownMethod { .. } => format!("{error}, {}", fitted.join(", ")),
             other => other.to_string(),
@@ -136,8 +136,8 @@ impl MergeArgs {
                     format!("--chat, --bos: {name} reads no rows, since it does not fit weights")
                 })
             }
-            Method::Fitted(method) => {
-                let name = method.info().name;
+            Method::Fitted(merge) => {
+                let name = merge.info().name;
                 let weights = || format!("--weights: {name} fits its weights");
                 usage::ensure(self.weights.is_empty(), weights)?;
                 let calibrate = || format!("--calibrate: {name} fits its weights to the experts as they are");
@@ -152,8 +152,8 @@ impl MergeArgs {
     fn base_of(&self, library: &Library, context: &CommandContext) -> Result<Option<BaseSource>> {
         let need = match &self.method {
             _ if self.base.is_some() => return Ok(self.base.clone()),
-            Method::Fitted(method) => {
-                format!("--method {} fits weights with a base model", method.info().name)
+            Method::Fitted(merge) => {
+                format!("--method {} fits weights with a base model", merge.info().name)
             }
             Method::Given(_) if self.into_base => "--into-base writes a base model".to_owned(),
             Method::Given(_) => return Ok(None),
@@ -309,9 +309,10 @@ fn warn_of_encodings(
 
 /// The list of methods for `--help`.
 fn methods() -> String {
-    let lines = MERGES.iter().map(|about| help_entry(&about.usage(), &about.description())).collect::<Vec<_>>();
-    let fitted = FITTED_MERGES.iter().map(|about| help_entry(&about.usage(), &about.description())).collect::<Vec<_>>();
-    let calibrations = CALIBRATIONS.iter().map(|about| help_entry(&about.usage(), &about.description()));
+    let lines = MERGES.iter().map(|method| help_entry(&method.usage(), &method.description())).collect::<Vec<_>>();
+    let fitted =
+        FITTED_MERGES.iter().map(|method| help_entry(&method.usage(), &method.description())).collect::<Vec<_>>();
+    let calibrations = CALIBRATIONS.iter().map(|method| help_entry(&method.usage(), &method.description()));
     let calibrations = calibrations.collect::<Vec<_>>();
     format!(
         "Methods, with their settings and defaults:\n{}\n\nMethods that fit their weights to the tasks of --fit, with a \
@@ -325,7 +326,7 @@ fn methods() -> String {
 
 /// The default weights of a merge.
 pub fn default_weights(merge: &dyn MergeMethod, experts: usize) -> Vec<f64> {
-    merge.default_coefficients(experts).at("").to_vec()
+    merge.default_coefficients(experts).weights().to_vec()
 }
 
 /// Merges, writes and reports.

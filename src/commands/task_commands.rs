@@ -22,7 +22,7 @@ pub enum TaskCommand {
     Ls(TaskLsArgs),
     /// Show a row: prompt and answer, and with --base its tokens and which of them carry loss
     Show(TaskShowArgs),
-    /// Split data files into one file for each value of a column, as the task_name of Flan
+    /// Split data files into one file for each value of a column, such as Flan's task_name
     Split(TaskSplitArgs),
 }
 

@@ -7,6 +7,7 @@ use crate::output::console::make_folder;
 use crate::output::text_table::table;
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
+use lorakit_fit::pluralize;
 use lorakit_format::atomic::write_file;
 use lorakit_task::RowsByColumn;
 use serde_json::{Map, Value, json};
@@ -67,7 +68,8 @@ pub fn run(args: &TaskSplitArgs, context: &CommandContext) -> Result<()> {
         let total: usize = tasks.values().map(Vec::len).sum();
         let line = |(name, lines): (&String, &Vec<String>)| vec![name.clone(), lines.len().to_string()];
         let rows = table(["task", "rows"], tasks.iter().map(line));
-        format!("{rows}\n\n{} tasks with {total} rows in {}", tasks.len(), args.out.display())
+        let (tasks, total) = (pluralize(tasks.len(), "task"), pluralize(total, "row"));
+        format!("{rows}\n\n{tasks} with {total} in {}", args.out.display())
     })
 }
 

@@ -87,7 +87,7 @@ pub struct TrainExpertsArgs {
     /// Put rows of prompt and answer through the base's chat template, as conversations always are; same as --set chat=true
     #[arg(long)]
     chat: bool,
-    /// Begin texts with BOS where tokenizer or template put it, or never; same as --set bos=never
+    /// Begin texts with BOS: auto, where the tokenizer or template puts it; or never; same as --set bos=never
     #[arg(long, value_name = "auto|never")]
     bos: Option<BosTokens>,
     #[command(flatten)]

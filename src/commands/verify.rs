@@ -12,7 +12,7 @@ use crate::base::merged_base::{self, MergePrecision};
 use crate::base::resolved_base::ResolvedBase;
 use crate::command_context::CommandContext;
 use crate::output::progress_bar;
-use crate::output::text_table::table;
+use crate::output::text_table::{ABSENT, table};
 use crate::verification::base_forms::{self, FormDifference};
 use crate::verification::logit_difference::{LogitDifference, NOISE_FACTOR};
 use crate::verification::merge_recipe::{MergeRecipe, TypedWeights, alone};
@@ -206,7 +206,7 @@ fn text(compared: &[Comparison], dtype: &str, args: &VerifyArgs, tokens: usize) 
         vec![
             comparison.name.clone(),
             number(comparison.difference),
-            comparison.rounding.map_or_else(|| crate::output::text_table::ABSENT.to_owned(), number),
+            comparison.rounding.map_or_else(|| ABSENT.to_owned(), number),
             number(comparison.beyond_rounding),
             number(comparison.noise),
             number(comparison.effect),

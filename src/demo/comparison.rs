@@ -128,7 +128,8 @@ pub fn score(
                 let of = |s: &lorakit_eval::TaskScores| {
                     s.metrics.get(metric).copied().with_context(|| format!("no {metric} was scored"))
                 };
-                Ok(mean(&scores.iter().map(of).collect::<Result<Vec<_>>>()?))
+                let scores = scores.iter().map(of).collect::<Result<Vec<_>>>()?;
+                Score::mean_of_independent(scores).with_context(|| format!("no {metric} was scored"))
             };
             Ok(Some(Summary { exact_match: mean("exact_match")?, loss: mean("loss")? }))
         };
@@ -141,13 +142,6 @@ pub fn score(
 /// Whether a router can serve a task: no own expert does where none was trained on it.
 fn serves(router: &dyn Router, opened: &OpenLibrary, task: &Task) -> bool {
     !router.reads_task() || expert_of_task(&task.name, &opened.experts).is_ok()
-}
-
-/// The mean of independent scores.
-fn mean(scores: &[Score]) -> Score {
-    let n = scores.len() as f64;
-    let squares: Option<f64> = scores.iter().map(|s| s.stderr.map(|e| e * e)).sum();
-    Score { value: scores.iter().map(|s| s.value).sum::<f64>() / n, stderr: squares.map(|s| s.sqrt() / n) }
 }
 
 /// The table as text.

@@ -4,6 +4,7 @@ use super::comparison::{BASE, JOINT, OWN_EXPERT, ScoreRow, Summary, score_text};
 use super::pipeline::FamilyClusters;
 use super::relative_norm::RelativeNorms;
 use super::setup::Setup;
+use crate::output::text_table::ABSENT;
 use lorakit_cluster::ComparisonSpace;
 use lorakit_eval::{PairedDifference, Results, Score, Verdict};
 use lorakit_task::Task;
@@ -109,7 +110,7 @@ fn headline(rows: &[ScoreRow], training: &ScoredTasks, held_out: &ScoredTasks) -
     let percent = |score: Score| score_text(score, true);
     let exact = |label: &str| {
         let row = rows.iter().find(|row| row.label == label);
-        row.and_then(|row| row.training).map_or("–".to_owned(), |summary| percent(summary.exact_match))
+        row.and_then(|row| row.training).map_or(ABSENT.to_owned(), |summary| percent(summary.exact_match))
     };
     let came_out = format!(
         "A task's own expert answers {} % of its rows, one expert for all tasks {} %, the base {} %.",

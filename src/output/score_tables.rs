@@ -57,7 +57,7 @@ impl<'t> SharedTasks<'t> {
 
     /// A router's mean over them.
     pub fn mean(&self, metric: &str, results: &Results, router: &str) -> Option<Score> {
-        mean(self.tasks.iter().filter_map(|task| score(results, metric, router, task)))
+        Score::mean_of_independent(self.tasks.iter().filter_map(|task| score(results, metric, router, task)))
     }
 
     /// How many they are, and of how many if there are more.
@@ -101,15 +101,6 @@ pub fn cell(score: Option<Score>) -> String {
     }
 }
 
-/// The mean over tasks. Their errors are independent, so its standard error is the root of the sum of squares over n.
-fn mean(scores: impl Iterator<Item = Score>) -> Option<Score> {
-    let scores: Vec<Score> = scores.collect();
-    let n = scores.len() as f64;
-    let squares: Option<f64> = scores.iter().map(|score| score.stderr.map(|error| error * error)).sum();
-    let value = scores.iter().map(|score| score.value).sum::<f64>() / n;
-    (!scores.is_empty()).then(|| Score { value, stderr: squares.map(|sum| sum.sqrt() / n) })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -142,13 +133,5 @@ mod tests {
         let printed = tables(&Results::parse(&text).unwrap_or_default(), &["base", "arrow"], &tasks[..2]);
         let last = printed.rsplit("\n\n").next().unwrap_or_default();
         assert!(last.contains("1 of 2") && last.contains("0.5000") && !last.contains("0.2500"), "{last}");
-    }
-
-    #[test]
-    fn errors_of_the_mean_over_tasks_are_independent() {
-        let scores = [(1.0, Some(0.3)), (2.0, Some(0.4))].map(|(value, stderr)| Score { value, stderr });
-        assert_eq!(mean(scores.into_iter()), Some(Score { value: 1.5, stderr: Some(0.25) }));
-        assert_eq!(mean([Score { value: 1.0, stderr: None }].into_iter()), Some(Score { value: 1.0, stderr: None }));
-        assert_eq!(mean([].into_iter()), None);
     }
 }

@@ -14,8 +14,8 @@ pub fn table<C: Into<String>>(
 
 /// The table for a terminal of `width` columns; none: it may be of any width.
 fn table_within(header: Vec<String>, rows: Vec<Vec<String>>, width: Option<u16>) -> String {
-    let columns: Vec<TableColumn> =
-        (0..header.len()).map(|index| TableColumn::new(&header[index], index, &rows)).collect();
+    let columns: Vec<ColumnLayout> =
+        (0..header.len()).map(|index| ColumnLayout::new(&header[index], index, &rows)).collect();
     let narrowest = columns.iter().map(|column| column.narrowest + PADDING).sum::<usize>();
     if width.is_some_and(|width| narrowest > usize::from(width)) {
         return list(&header, &rows);
@@ -40,13 +40,13 @@ fn table_within(header: Vec<String>, rows: Vec<Vec<String>>, width: Option<u16>)
 }
 
 /// A column before it is laid out.
-struct TableColumn {
+struct ColumnLayout {
     is_number: bool,
     /// The width without which a word or a number would be broken.
     narrowest: usize,
 }
 
-impl TableColumn {
+impl ColumnLayout {
     fn new(header: &str, index: usize, rows: &[Vec<String>]) -> Self {
         let cells = || rows.iter().filter_map(|row| row.get(index));
         let is_number = cells().all(|cell| is_number(cell));

@@ -8,6 +8,7 @@ use crate::demo::comparison::{ScoreRow, Summary, score_text};
 use crate::demo::findings::Findings;
 use crate::demo::pipeline::{FamilyClusters, TrainedLibraries};
 use crate::demo::setup::Setup;
+use crate::output::text_table::ABSENT;
 use anyhow::Result;
 use lorakit_eval::Score;
 use lorakit_fit::OpenLibrary;
@@ -86,7 +87,7 @@ pub fn html(results: &DemoResults) -> Result<String> {
 
 fn cells(row: &ScoreRow) -> ScoreCells {
     let cell = |summary: Option<Summary>, score: fn(&Summary) -> Score, percent: bool| {
-        summary.map_or("–".to_owned(), |summary| score_text(score(&summary), percent))
+        summary.map_or(ABSENT.to_owned(), |summary| score_text(score(&summary), percent))
     };
     ScoreCells {
         label: row.label,

@@ -1,5 +1,6 @@
 //! Renders an HTML or SVG template.
 
+use crate::output::text_table::number;
 use anyhow::{Context as _, Result};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
@@ -19,14 +20,10 @@ pub fn render(source: &str, values: &impl Serialize) -> Result<Value> {
     environment.set_auto_escape_callback(|_| AutoEscape::Html);
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
     environment.set_syntax(syntax);
-    environment.add_filter("fixed", fixed);
+    environment.add_filter("fixed", number);
     let text =
         environment.render_str(source, Value::from(Serde(values))).context("an HTML template cannot be rendered")?;
     Ok(Value::from_safe_string(text))
-}
-
-fn fixed(value: Option<f64>, digits: usize) -> String {
-    value.map_or_else(|| "–".to_owned(), |value| format!("{value:.digits$}"))
 }
 
 #[cfg(test)]

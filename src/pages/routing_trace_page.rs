@@ -2,15 +2,14 @@
 
 use super::markup::render;
 use super::page::Page;
+use super::palette::COLORS;
 use crate::routing_trace::{ExpertWeight, RoutingTrace, TracedChoice, UNASSIGNED};
 use anyhow::Result;
 use minijinja::Value;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Colors of the experts with the most weight; all others are gray.
-const COLORS: [&str; 10] =
-    ["#2e86ab", "#de8c3c", "#5b9a55", "#a4508b", "#c8553d", "#6f5ea8", "#8c7a3d", "#3d8c85", "#d17ba0", "#4a6572"];
+/// The color of all experts but those with the most weight.
 const OTHER: &str = "#9aa5b1";
 
 /// Experts that a token's tooltip lists.

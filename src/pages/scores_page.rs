@@ -5,6 +5,7 @@ use super::markup::render;
 use super::page::Page;
 use crate::output::gain_table::Gains;
 use crate::output::score_tables::SharedTasks;
+use crate::output::text_table::ABSENT;
 use anyhow::Result;
 use lorakit_eval::{PairedDifference, Results, Score};
 use lorakit_task::Metric;
@@ -174,7 +175,7 @@ fn means<'a>(scored: &ScoredRouters, metrics: &[&str], router: &'a str) -> Route
         let found = shared.mean(metric, scored.results, router);
         let gain = scored.gains.get(metric).and_then(|by_router| by_router.get(router));
         MeanCell {
-            score: found.map_or("–".to_owned(), |score| with_error(metric, score)),
+            score: found.map_or(ABSENT.to_owned(), |score| with_error(metric, score)),
             gain: gain.map(|PairedDifference { mean, interval: [low, high], .. }| {
                 let of = |value: f64| format!("{:+.*}", digits(metric), value * scale(metric));
                 format!("{} [{}, {}]", of(*mean), of(*low), of(*high))

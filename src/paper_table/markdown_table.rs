@@ -1,13 +1,11 @@
 //! A table and its claims as Markdown.
 
+use crate::output::text_table::ABSENT;
 use crate::paper_table::table_claims::JudgedClaim;
 use crate::paper_table::table_scores::TableScores;
 use crate::paper_table::table_spec::{RowSpec, TableSpec};
 use lorakit_eval::{PairedDifference, Score};
 use lorakit_fit::pluralize;
-
-/// A cell without a score.
-const ABSENT: &str = "–";
 
 /// A number that the paper does not state, or that could not be verified.
 const NOT_AVAILABLE: &str = "not available";
@@ -91,7 +89,8 @@ fn lines(header: &[String], rows: impl Iterator<Item = Vec<String>>) -> String {
     [line(header), rule].into_iter().chain(rows.map(|row| line(&row))).collect::<Vec<_>>().join("\n")
 }
 
-fn cell(score: Option<Score>, digits: usize) -> String {
+/// A score with its standard error.
+pub fn cell(score: Option<Score>, digits: usize) -> String {
     match score {
         None => ABSENT.to_owned(),
         Some(Score { value, stderr: None }) => format!("{value:.digits$}"),

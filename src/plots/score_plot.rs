@@ -4,6 +4,7 @@
 use crate::pages::label::{printable, shortened};
 use crate::pages::markup::render;
 use crate::pages::palette::color;
+use crate::paper_table::markdown_table;
 use crate::paper_table::table_scores::{TableColumn, TableScores};
 use crate::paper_table::table_spec::{RowSpec, TableSpec};
 use crate::plots::axis::{Axis, AxisTick};
@@ -101,7 +102,7 @@ fn panel(
         x: cell.and_then(|score| axis.at(score.value)),
         whisker: cell.and_then(|score| whisker(&axis, score)),
         color: color(sees.iter().position(|known| *known == row.sees).unwrap_or(0)),
-        score: text(*cell, digits),
+        score: markdown_table::cell(*cell, digits),
     };
     ScorePanel {
         title: scores.heading(column),
@@ -126,13 +127,4 @@ pub fn whisker(axis: &Axis, score: Score) -> Option<[f64; 2]> {
     score.stderr?;
     let [low, high] = spread(score);
     Some([axis.at(low)?, axis.at(high)?])
-}
-
-/// A cell as the table shows it.
-fn text(cell: Option<Score>, digits: usize) -> String {
-    match cell {
-        None => "–".to_owned(),
-        Some(Score { value, stderr: None }) => format!("{value:.digits$}"),
-        Some(Score { value, stderr: Some(error) }) => format!("{value:.digits$} ±{error:.digits$}"),
-    }
 }

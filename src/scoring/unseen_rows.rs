@@ -8,7 +8,7 @@ use lorakit_format::hash_sketch::HashSketch;
 use lorakit_task::{Split, Task};
 
 /// From this share on, rows in common are no coincidence.
-const SHARE: f64 = 0.1;
+const MAX_COMMON_SHARE: f64 = 0.1;
 
 /// What to do about a task whose own files share rows.
 const OVERLAPPING: &str = "Give `train` and `test` of its TOML files without common rows";
@@ -80,7 +80,7 @@ impl<'a> ScoredRows<'a> {
                 format!("Use the file that it was trained on with its split_seed {}, or --split all", seen.split_seed)
             };
             ensure!(
-                (shared as f64) < SHARE * compared as f64,
+                (shared as f64) < MAX_COMMON_SHARE * compared as f64,
                 "{rows}, so their scores would not be those of unseen rows. {hint}"
             );
             few = few.or(Some(rows));
@@ -140,7 +140,7 @@ impl<'a> ScoredRows<'a> {
         let fitted = [Split::Train, Split::Validation].into_iter().flat_map(|split| fit.row_hashes(split));
         let (shared, compared) = HashSketch::new(fitted).shared(self.hashes.iter().copied());
         ensure!(
-            shared == 0 || (shared as f64) < SHARE * compared as f64,
+            shared == 0 || (shared as f64) < MAX_COMMON_SHARE * compared as f64,
             "--fit {} ({}): {shared} of {compared} {} rows of the evaluated task `{}` are among its training rows or \
              validation rows. {hint}, or --split all",
             fit.name,

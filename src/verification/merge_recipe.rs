@@ -87,14 +87,14 @@ impl MergeRecipe {
         }
         // Uniform routing gives each expert the weight 1/n.
         let n = self.experts.len() as f64;
-        let weighed = |(at, expert): (usize, &Expert)| {
+        let scaled_expert = |(at, expert): (usize, &Expert)| {
             let modules = expert.adapter.modules().iter();
             let scaled: BTreeMap<_, _> = modules
                 .map(|(path, update)| (path.clone(), update.scaled(n * self.coefficients.at(path)[at])))
                 .collect();
             Expert::new(expert.name.clone(), Adapter::new(scaled))
         };
-        let experts = self.experts.iter().enumerate().map(weighed);
+        let experts = self.experts.iter().enumerate().map(scaled_expert);
         let experts = LibraryStack::new(experts, &base.adaptable_sites(), base.device())?;
         Ok(Uniform::default().patches(&experts, &RouterContext::default())?)
     }
