@@ -205,6 +205,29 @@ fn samples_go_with_the_scores_that_they_are_of() {
 }
 
 #[test]
+fn samples_of_another_result_are_neither_replaced_nor_removed() {
+    let work = Work::new();
+    let (out, rows) = (work.path("scores"), work.path("test.jsonl"));
+    let eval = |tasks: &[&str], more: &[&str]| {
+        let tasks = tasks.iter().map(|name| format!("{name}={rows}"));
+        let fixed =
+            ["eval", "--base", "pico", "--router", "base", "--split", "all", "--metrics", "loss", "--out", &out];
+        run(fixed.into_iter().chain(more.iter().copied()).map(str::to_owned).chain(["--tasks".to_owned()]).chain(tasks))
+    };
+    let both = eval(&["a b", "a_b"], &["--log-samples"]).failed(2);
+    assert_contains(&both, &["samples of two results (router and task)", "`base` on `a b` and `base` on `a_b`"]);
+    eval(&["a_b"], &["--log-samples"]).ok();
+    let samples = || fs::read_to_string(Path::new(&out).join("samples_base_a_b.jsonl")).unwrap();
+    let before = samples();
+    let refused = eval(&["a b"], &["--log-samples"]).failed(2);
+    assert_contains(&refused, &["`base` on `a b`", "samples_base_a_b.jsonl", "`base` on `a_b`", "use another --out"]);
+    eval(&["a b"], &["--limit", "1"]).ok();
+    assert_eq!(samples(), before);
+    let results = fs::read_to_string(Path::new(&out).join("results.json")).unwrap();
+    assert_contains(&results, &["\"a b\"", "\"a_b\""]);
+}
+
+#[test]
 fn a_metric_that_no_task_has_is_an_error() {
     let work = Work::new();
     let message = work.eval(&["--router", "base", "--metrics", "loss", "acc"]).failed(1);

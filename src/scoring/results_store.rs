@@ -1,6 +1,7 @@
 //! results.json: the scores of a run, merged with those of earlier runs and of other parts of this one.
 
 use crate::args::router_arg::RouterArg;
+use crate::args::usage;
 use crate::command_context::CommandContext;
 use crate::output::console::make_folder;
 use crate::scoring::setting_differences::CurrentRun;
@@ -89,19 +90,10 @@ impl ResultsStore {
         let Some(folder) = place.folder else {
             return Ok(Self { now, folder: None, log_samples: false });
         };
-        if place.log_samples {
-            let pairs =
-                routers.iter().flat_map(|router| tasks.iter().map(move |task| samples_file(&router.text, &task.name)));
-            let mut names = BTreeSet::new();
-            let twice = pairs.into_iter().find(|name| !names.insert(name.clone()));
-            ensure!(
-                twice.is_none(),
-                "samples of two tasks would be written to {}; rename a task: NAME=FILE",
-                twice.unwrap_or_default()
-            );
-        }
+        let samples = if place.log_samples { SampleFiles::new(routers, tasks)? } else { SampleFiles::default() };
         make_folder(folder)?;
         let mut file = read_existing(&folder.join("results.json"))?;
+        samples.ensure_apart_from(&file, folder)?;
         let run = CurrentRun { config: &now.config, routers, tasks };
         let earlier = Earlier::of(&mut file, &now);
         let keys: BTreeSet<&str> =
@@ -134,6 +126,11 @@ impl ResultsStore {
         if !earlier.is_empty() {
             results.config[EARLIER] = serde_json::to_value(&earlier)?;
         }
+        if !self.log_samples && shares_samples(&results, router, task) {
+            // A file of that name may be another result's.
+            lock.ensure_held()?;
+            return Ok(write_file(&path, results.to_json()?.as_bytes())?);
+        }
         lock.ensure_held()?;
         let samples = self.log_samples.then(|| samples_jsonl(&scores.samples)).transpose()?;
         let write_results = || Ok(write_file(&path, results.to_json()?.as_bytes())?);
@@ -161,6 +158,56 @@ fn read_existing(path: &Path) -> Result<Results> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Results::default()),
         Err(error) => Err(error).with_context(|| format!("{}: cannot be read", path.display())),
     }
+}
+
+/// The files of the samples of a run, each with its router and task.
+#[derive(Default)]
+struct SampleFiles<'a>(BTreeMap<String, (&'a str, &'a str)>);
+
+impl<'a> SampleFiles<'a> {
+    /// Refuses routers and tasks of which two pairs have one file: its name does not tell where the router's name ends.
+    fn new(routers: &'a [RouterArg], tasks: &'a [Task]) -> Result<Self> {
+        let mut files = BTreeMap::new();
+        let pairs = routers.iter().flat_map(|router| tasks.iter().map(move |task| (&*router.text, &*task.name)));
+        for (router, task) in pairs {
+            let file = samples_file(router, task);
+            if let Some((other_router, other_task)) = files.insert(file.clone(), (router, task)) {
+                return Err(usage::usage_error(format!(
+                    "samples of two results (router and task), `{other_router}` on `{other_task}` and `{router}` on \
+                     `{task}`, would be written to {file}; rename a task: NAME=FILE"
+                )));
+            }
+        }
+        Ok(Self(files))
+    }
+
+    /// Refuses files that belong to other results of the folder.
+    fn ensure_apart_from(&self, existing: &Results, folder: &Path) -> Result<()> {
+        let pairs =
+            existing.routers().flat_map(|(router, tasks)| tasks.keys().map(move |task| (router, task.as_str())));
+        for (router, task) in pairs {
+            let file = samples_file(router, task);
+            let own = self.0.get(&file).copied().unwrap_or((router, task));
+            let error = || {
+                usage::usage_error(format!(
+                    "{}: samples of `{}` on `{}` would be written to {file}, which is the file of `{router}` on `{task}`, \
+                     a result that is there already; use another --out",
+                    folder.display(),
+                    own.0,
+                    own.1
+                ))
+            };
+            ensure!(own == (router, task), error());
+        }
+        Ok(())
+    }
+}
+
+/// Whether the samples of another result have the file of these.
+fn shares_samples(results: &Results, router: &str, task: &str) -> bool {
+    let file = samples_file(router, task);
+    let mut pairs = results.routers().flat_map(|(router, tasks)| tasks.keys().map(move |task| (router, task.as_str())));
+    pairs.any(|pair| pair != (router, task) && samples_file(pair.0, pair.1) == file)
 }
 
 #[cfg(test)]
