@@ -5,7 +5,7 @@ mod binary;
 mod differences;
 mod gguf_converter;
 
-use binary::{assert_contains, run, words};
+use binary::{Ran, assert_contains, command, run, words};
 use candle_core::{DType, Device, Tensor, safetensors};
 use differences::largest_difference;
 use gguf_converter::{GgufModel, Types};
@@ -218,6 +218,24 @@ fn a_merge_into_gguf_writes_the_dequantized_folder() {
         assert!(Path::new(&merged).join(file).is_file(), "{file}");
     }
     words(&format!("generate --base {merged} --prompt ab --max-new-tokens 4")).ok();
+}
+
+#[test]
+fn a_file_is_recorded_as_given_and_found_again() {
+    let work = Work::new();
+    let in_folder = |line: &str| {
+        let output = command(line.split_whitespace()).current_dir(work.folder.path()).output().unwrap();
+        Ran::from(output).ok()
+    };
+    in_folder(
+        "train-experts --base gguf/pico.gguf --tasks suite:skills --library l --experts join_dash --set max_steps=1",
+    );
+    let config = fs::read_to_string(work.path("l/experts/join_dash/adapter_config.json")).unwrap();
+    let config: Value = serde_json::from_str(&config).unwrap();
+    assert_eq!(config["base_model_name_or_path"], "gguf/pico.gguf");
+    let merged = in_folder("merge --library l --method linear --into-base --out merged");
+    assert_contains(&merged.stderr, &["--base gguf/pico.gguf, which the library records"]);
+    assert!(Path::new(&work.path("merged/model.safetensors")).is_file());
 }
 
 #[test]

@@ -29,7 +29,10 @@ pub fn print_warnings(expert: &NewExpert, base: Option<&Base>, context: &Command
     // Of an adapter made by lorakit, the fingerprint counts and not the name.
     let trained = expert.record.as_ref().and_then(|record| record.base_fingerprint.as_ref());
     let base = base.filter(|base| trained != Some(&base.identity().fingerprint));
-    let last = |name: &str| name.trim_end_matches('/').rsplit(['/', '\\']).next().map(str::to_lowercase);
+    let last = |name: &str| {
+        let name = name.trim_end_matches('/').rsplit(['/', '\\']).next()?.to_lowercase();
+        Some(name.trim_end_matches(".gguf").to_owned())
+    };
     match (&adapter.metadata().base_model, base.map(|base| base.identity().name.as_str())) {
         (Some(named), Some(base)) if last(named) != last(base) => context.warn(format!(
             "{folder}: base_model_name_or_path is `{named}`, but it is added for `{base}`, whose modules match"

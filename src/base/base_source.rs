@@ -83,10 +83,13 @@ impl BaseSource {
             "--tokenizer is for a base in GGUF: other bases have a tokenizer of their own".to_owned()
         })?;
         match self {
-            Self::Gguf(file) => Ok(gguf(file.clone(), given_name(context), context)),
+            Self::Gguf(file) => {
+                let path = || BaseName { text: file.display().to_string(), on_hub: false };
+                Ok(gguf(file.clone(), given_name(context).unwrap_or_else(path), context))
+            }
             Self::HubGguf(repository, file) => {
                 let folder = snapshot(repository, &GgufFiles::of(file), context)?;
-                let name = given_name(context).or_else(|| Some(BaseName::on_hub(&repository.name)));
+                let name = given_name(context).unwrap_or_else(|| BaseName::on_hub(&repository.name));
                 Ok(gguf(folder.join(file), name, context))
             }
             Self::Folder(folder) => {
@@ -121,7 +124,7 @@ fn given_name(context: &CommandContext) -> Option<BaseName> {
 }
 
 /// A base in GGUF, with the tokenizer of `--tokenizer` if that is given.
-fn gguf(file: PathBuf, name: Option<BaseName>, context: &CommandContext) -> ResolvedBase {
+fn gguf(file: PathBuf, name: BaseName, context: &CommandContext) -> ResolvedBase {
     ResolvedBase::Gguf(GgufBaseFile { file, tokenizer: context.tokenizer.clone(), name, output: context.output })
 }
 

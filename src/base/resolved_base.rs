@@ -55,8 +55,8 @@ pub struct GgufBaseFile {
     pub file: PathBuf,
     /// The folder of its tokenizer, if one is named.
     pub tokenizer: Option<PathBuf>,
-    /// Its name for adapters to record; None: that of the file.
-    pub name: Option<BaseName>,
+    /// Its name for adapters to record.
+    pub name: BaseName,
     /// Where warnings about its files go.
     pub output: Output,
 }
@@ -125,10 +125,7 @@ impl ResolvedBase {
         Ok(match self {
             Self::Folder { folder, name: None, .. } => Base::open(folder, options)?,
             Self::Folder { folder, name: Some(name), .. } => name.give(Base::open(folder, options)?),
-            Self::Gguf(base) => {
-                let opened = Base::open_gguf(&base.file, options)?;
-                if let Some(name) = &base.name { name.give(opened) } else { opened }
-            }
+            Self::Gguf(base) => base.name.give(Base::open_gguf(&base.file, options)?),
             Self::Pico => pico::base(options)?,
         })
     }

@@ -94,10 +94,10 @@ impl KnownBase<'_> {
     }
 }
 
-/// The last part of a Hub name or a path, in lower case.
+/// The last part of a Hub name or a path, in lower case and without the ending of a GGUF file.
 fn last_part(name: &str) -> String {
     let name = name.trim_end_matches(['/', '\\']);
     let name = name.rsplit(['/', '\\']).next().unwrap_or(name);
     // A Hub name may have a revision.
-    name.split('@').next().unwrap_or(name).to_lowercase()
+    name.split('@').next().unwrap_or(name).to_lowercase().trim_end_matches(".gguf").to_owned()
 }

@@ -116,6 +116,7 @@ fn experts_of_different_bases_are_told_apart() {
         ("e", Some("here"), Some(made_by("1"))),
         ("f", Some("there"), Some(made_by("1"))),
         ("g", Some("here"), Some(made_by("2"))),
+        ("h", Some("files/llama-1b.gguf"), None),
     ] {
         let adapter = base.map_or(small_adapter(1), made_for);
         library.add(name, &adapter, record.as_ref()).unwrap();
@@ -124,7 +125,7 @@ fn experts_of_different_bases_are_told_apart() {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         library.differing_bases(&names).unwrap()
     };
-    assert_eq!((differing(&["a", "b", "d"]), differing(&["e", "f"])), (None, None));
+    assert_eq!((differing(&["a", "b", "d", "h"]), differing(&["e", "f"])), (None, None));
     let text = differing(&["a", "b", "c"]).unwrap();
     assert!(["`a`", "org/Llama-1b", "`c`", "org/other-1b"].iter().all(|part| text.contains(part)), "{text}");
     assert!(differing(&["e", "g"]).unwrap().contains("fingerprint 2"));
