@@ -186,6 +186,30 @@ fn random_examples_split_rows_and_steps() {
 }
 
 #[test]
+fn prompts_that_are_cut_away_whole_are_announced() {
+    let work = tempfile::tempdir().unwrap();
+    let rows = work.path().join("rows.jsonl");
+    let row = |i: usize, answer: &str| format!("{{\"input\": \"question {i}\", \"output\": \"{answer}\"}}\n");
+    let long = (0..20).map(|i| row(i, "abcdefghijklmnopqrstuvwxyz"));
+    fs::write(&rows, long.chain((20..50).map(|i| row(i, "ab"))).collect::<String>()).unwrap();
+    let (rows, library) = (rows.display(), work.path().join("l"));
+    let ran = words(&format!(
+        "train-experts --base pico --library {} --tasks {rows} {QUICK} --set max_steps=1 max_length=8",
+        library.display()
+    ));
+    let said = ran.ok().stderr;
+    let lost = said.lines().find(|line| line.contains("lost the whole prompt")).expect(&said);
+    assert!(lost.contains("since answers alone have up to 27 tokens and a row has at most 8"), "{lost}");
+    let count = |kind: &str| -> usize {
+        let line = said.lines().find(|line| line.contains(kind)).expect(&said);
+        line.split("`rows`: ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap()
+    };
+    // Test rows are not read.
+    let (whole, part) = (count("lost the whole prompt"), count("lost the beginning of the prompt"));
+    assert!((10..=20).contains(&whole) && (18..=30).contains(&part), "{said}");
+}
+
+#[test]
 fn a_part_of_the_rows_without_validation_rows_is_announced() {
     let work = tempfile::tempdir().unwrap();
     let path = |name: &str| work.path().join(name).display().to_string();

@@ -159,7 +159,7 @@ fn rows_of(task: &Task, length: usize, context: &TrainContext) -> Result<[Vec<Ex
     };
     let both = [encode(Split::Train)?, encode(Split::Validation)?];
     let cut = |part: fn(&Example) -> usize| both.iter().flatten().filter(|example| part(example) > 0).count();
-    let (prompts, targets) = (cut(|example| example.truncation.prompt), cut(|example| example.truncation.target));
+    let targets = cut(|example| example.truncation.target);
     warn_of_replies(task, &both, context);
     let messages: usize = both.iter().flatten().map(|example| example.truncation.messages).sum();
     if messages > 0 {
@@ -171,13 +171,7 @@ fn rows_of(task: &Task, length: usize, context: &TrainContext) -> Result<[Vec<Ex
             pluralize(messages, "message")
         ));
     }
-    if prompts > 0 {
-        context.reporter.warn(&format!(
-            "task `{}`: {} longer than {length} tokens lost the beginning of the prompt",
-            task.name,
-            pluralize(prompts, "row")
-        ));
-    }
+    warn_of_prompts(task, &both, length, context)?;
     if targets > 0 {
         context.reporter.warn(&format!(
             "task `{}`: {} with a target longer than {length} tokens lost its end",
@@ -186,6 +180,31 @@ fn rows_of(task: &Task, length: usize, context: &TrainContext) -> Result<[Vec<Ex
         ));
     }
     Ok(both)
+}
+
+/// Warns of rows that lost a part of their prompt, and of those that lost all of it, of which the answer is learned without a
+/// question.
+fn warn_of_prompts(task: &Task, rows: &[Vec<Example>; 2], length: usize, context: &TrainContext) -> Result<()> {
+    let bare = context.tokenizer.bare_prompt_len()?;
+    let cut = rows.iter().flatten().filter(|example| example.truncation.prompt > 0);
+    let (lost, shortened): (Vec<&Example>, Vec<&Example>) = cut.partition(|example| example.prompt_len <= bare);
+    if !shortened.is_empty() {
+        context.reporter.warn(&format!(
+            "task `{}`: {} longer than {length} tokens lost the beginning of the prompt",
+            task.name,
+            pluralize(shortened.len(), "row")
+        ));
+    }
+    let answer = lost.iter().map(|example| example.target().len() + example.truncation.target).max();
+    if let Some(answer) = answer {
+        context.reporter.warn(&format!(
+            "task `{}`: {} lost the whole prompt, since answers alone have up to {answer} tokens and a row has at most \
+             {length}",
+            task.name,
+            pluralize(lost.len(), "row")
+        ));
+    }
+    Ok(())
 }
 
 /// Warns of conversations whose replies end with no token at which generation stops, and of those of which earlier replies
