@@ -53,6 +53,23 @@ impl Chat {
     }
 }
 
+/// pico as it is has no chat template.
+#[test]
+fn a_conversation_without_a_template_is_an_error_of_its_task() {
+    let chat = Chat::new();
+    let place = format!("error: task `messages` ({}): row 1: chat template", chat.path("messages.jsonl"));
+    let error = chat.words("task show @messages.jsonl --base pico").failed(1);
+    assert_contains(&error, &[&place]);
+    let train = "train-experts -q --base pico --library @l --tasks @plain.jsonl other=@plain.jsonl --set max_steps=1";
+    chat.words(train).ok();
+    let merge = "merge --library @l --base pico --method cat_learned --fit @messages.jsonl --out @merged";
+    let error = chat.words(merge).failed(1);
+    assert!(
+        error.lines().any(|line| line.starts_with("error: task `messages` (")),
+        "the library is not to blame: {error}"
+    );
+}
+
 #[test]
 fn a_library_is_trained_on_conversations_and_asked_by_them() {
     let chat = Chat::new();

@@ -103,6 +103,18 @@ fn a_task_without_enough_examples_does_not_stop_the_others() {
 }
 
 #[test]
+fn rows_of_text_are_no_examples_and_the_error_names_their_task() {
+    let work = Work::new();
+    fs::write(work.path("text.jsonl"), "{\"text\": \"cats\"}\n{\"text\": \"dogs\"}\n".repeat(20)).unwrap();
+    let rows = work.path("text.jsonl");
+    let second = format!("t2={rows}");
+    let options = ["--router", "base", "--split", "all", "--num-fewshot", "1", "--tasks", &rows, &second];
+    let message = run(["eval", "--base", "pico"].into_iter().chain(options)).failed(1);
+    let place = format!("task `text` ({rows}): rows of `text` have no answers");
+    assert_contains(&message, &[&place]);
+}
+
+#[test]
 fn answers_that_cannot_be_generated_whole_are_announced() {
     let work = Work::new();
     let said = |max_new_tokens: usize| {

@@ -200,12 +200,15 @@ impl MergeArgs {
             warn_of_seeds(&merge.to_string(), library, &experts, context)?;
         }
         let source = MergeSource { library, experts, base };
-        let made = match &self.method {
+        match &self.method {
             Method::Given(merge) => self.merge_given(&**merge, source, context),
             Method::Fitted(method) => self.merge_fitted(&**method, source, context),
-        };
-        // Errors of the method name experts only; the library is added.
-        made.with_context(|| self.library.display().to_string())
+        }
+    }
+
+    /// The library, which errors of a method do not name: they know experts only.
+    fn place(&self) -> String {
+        self.library.display().to_string()
     }
 
     /// Merges with `--weights`, or the method's default weights.
@@ -217,9 +220,10 @@ impl MergeArgs {
         warn_of_weights_zero(merge, &names, &weights, context)?;
         let coefficients = Coefficients::new(weights.clone());
         let merged = match &self.calibrate {
-            Some(calibration) => calibration.merge(merge, &experts, &coefficients)?,
-            None => merge.merge(&experts, &coefficients)?,
+            Some(calibration) => calibration.merge(merge, &experts, &coefficients),
+            None => merge.merge(&experts, &coefficients),
         };
+        let merged = merged.with_context(|| self.place())?;
         let calibration = self.calibrate.as_ref().map(ToString::to_string);
         let record = MergeRecord::new(merge.to_string(), library, &experts, &weights)?.calibrated_by(calibration);
         Ok(MadeMerge { experts, merged, record })
@@ -239,16 +243,17 @@ impl MergeArgs {
         let tasks = self.data.load_fit(&self.fit, context)?;
         let tokenizer = resolved.tokenizer()?.with_encoding(self.encoding.encoding());
         warn_of_encodings(library, &experts, &tasks, &tokenizer, context)?;
-        let stacked = LibraryStack::new(experts, &base.adaptable_sites(), base.device())?;
+        let stacked =
+            LibraryStack::new(experts, &base.adaptable_sites(), base.device()).with_context(|| self.place())?;
         let rows = fitted_merge::rows(method, &tasks, base, &tokenizer)?;
         let fit_context = WeightFitContext { base, experts: &stacked, seed: context.seed };
         let fitted = fit_weights(method, fit_context, &rows)?;
         context.output.status(format!("{name}: {}", fitted.summary(&stacked)));
-        let (merge, coefficients) = method.merge(&stacked, &fitted.weights)?;
+        let (merge, coefficients) = method.merge(&stacked, &fitted.weights).with_context(|| self.place())?;
         if merge.mixes_separately() {
             warn_of_seeds(&method.to_string(), library, stacked.experts(), context)?;
         }
-        let merged = merge.merge(stacked.experts(), &coefficients)?;
+        let merged = merge.merge(stacked.experts(), &coefficients).with_context(|| self.place())?;
         let record = MergeRecord::fitted(
             &*merge,
             library,

@@ -162,8 +162,11 @@ impl<'a> Shown<'a> {
         let row = row.with_context(|| {
             format!("--row {}: task `{}` has {} {} rows", args.row, task.name, rows.len(), args.split)
         })?;
-        let encode =
-            |tokenizer| Ok::<_, anyhow::Error>((Example::encode(row, tokenizer, args.max_length.get())?, tokenizer));
+        let encode = |tokenizer| {
+            let example = Example::encode(row, tokenizer, args.max_length.get());
+            let example = example.with_context(|| format!("task `{}` ({})", task.name, task.path.display()))?;
+            Ok::<_, anyhow::Error>((example, tokenizer))
+        };
         Ok(Self { task, row, tokens: tokenizer.map(encode).transpose()? })
     }
 

@@ -54,7 +54,8 @@ impl Task {
                     RowKind::Conversation(Conversation { description, ..own.after(shown) })
                 }
                 RowKind::Text => {
-                    return Err(TaskError::Row("rows of `text` have no answers to show as examples".to_owned()));
+                    let error = TaskError::Row("rows of `text` have no answers to show as examples".to_owned());
+                    return Err(error.at(format!("task `{}` ({})", self.name, self.path.display())));
                 }
             };
             Ok((*split, Row { prompt, kind, ..row.clone() }))
