@@ -191,6 +191,24 @@ fn one_router_s_failure_does_not_stop_the_others() {
 }
 
 #[test]
+fn the_normalized_exact_match_comes_with_the_exact_one_or_alone() {
+    let work = Work::new();
+    let metrics = |scores: Value| -> Vec<String> {
+        scores["results"]["base"]["plural"]["metrics"].as_object().unwrap().keys().cloned().collect()
+    };
+    let scored = |options: &[&str]| metrics(work.eval(&[&["--router", "base", "--json"], options].concat()).json());
+    let both = ["exact_match", "exact_match_normalized", "loss"];
+    assert_eq!(scored(&[]), both);
+    assert_eq!(scored(&["--metrics", "exact_match"]), both);
+    assert_eq!(scored(&["--metrics", "exact_match_normalized"]), both[1..]);
+    let listed = run(["task", "ls", &work.path("plural.toml"), "--json"]).json();
+    assert_eq!(listed["tasks"][0]["metrics"], serde_json::json!(["loss", "exact_match", "exact_match_normalized"]));
+    let toml = fs::read_to_string(work.path("plural.toml")).unwrap();
+    fs::write(work.path("plural.toml"), toml.replace("exact_match", "exact_match_normalized")).unwrap();
+    assert_eq!(scored(&[]), both[1..]);
+}
+
+#[test]
 fn results_that_cannot_be_compared_are_announced() {
     let work = Work::new();
     let (library, out) = (work.path("library"), work.path("scores"));
@@ -243,7 +261,7 @@ fn samples_of_another_result_are_neither_replaced_nor_removed() {
 fn a_metric_that_no_task_has_is_an_error() {
     let work = Work::new();
     let message = work.eval(&["--router", "base", "--metrics", "loss", "acc"]).failed(1);
-    assert_contains(&message, &["--metrics acc", "they have loss, exact_match"]);
+    assert_contains(&message, &["--metrics acc", "they have loss, exact_match, exact_match_normalized"]);
     let choices = work.path("choices.jsonl");
     fs::write(&choices, "{\"input\": \"a\", \"choices\": [\"b\", \"c\"], \"answer\": 0}\n").unwrap();
     let options = ["--router", "base", "--split", "all", "--metrics", "acc", "--json"];

@@ -74,7 +74,7 @@ pub struct EvalArgs {
     /// Split to evaluate
     #[arg(long, value_name = "train|validation|test|all", default_value_t = Split::Test)]
     split: Split,
-    /// Compute only these of the tasks' metrics; loss is always included
+    /// Compute only these of the tasks' metrics; loss is always included, and exact_match_normalized with exact_match
     #[arg(long, num_args = 1.., value_name = "loss|acc|exact_match|...")]
     metrics: Vec<Metric>,
     /// Write a report as an HTML page: means, heat maps of tasks by routers, bars for each task, and which experts
@@ -227,14 +227,17 @@ impl EvalArgs {
         }
         let mut tasks = failures.with_rows(tasks, options, context)?;
         if !self.metrics.is_empty() {
-            tasks.iter_mut().for_each(|task| task.metrics.retain(|metric| self.metrics.contains(metric)));
+            for task in &mut tasks {
+                task.metrics = task.reported_metrics();
+                task.metrics.retain(|metric| self.metrics.contains(metric));
+            }
         }
         Ok(tasks)
     }
 
     /// Refuses metrics that no task has.
     fn ensure_metrics(&self, tasks: &[Task]) -> Result<()> {
-        let known: BTreeSet<Metric> = tasks.iter().flat_map(|task| task.metrics.iter().copied()).collect();
+        let known: BTreeSet<Metric> = tasks.iter().flat_map(Task::reported_metrics).collect();
         let unknown = self.metrics.iter().find(|metric| !known.contains(metric));
         let names = || known.iter().map(|metric| metric.name()).collect::<Vec<_>>().join(", ");
         ensure!(

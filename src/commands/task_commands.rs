@@ -10,7 +10,7 @@ use crate::output::text_table::table;
 use anyhow::{Context as _, Result};
 use clap::{Args, Subcommand};
 use lorakit_fit::pluralize;
-use lorakit_task::{Answer, Example, Row, Split, Task, Tokenizer, Truncation};
+use lorakit_task::{Answer, Example, Metric, Row, Split, Task, Tokenizer, Truncation};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::num::NonZeroUsize;
@@ -104,7 +104,7 @@ pub fn run(command: TaskCommand, context: &CommandContext) -> Result<()> {
 
 fn ls(args: &TaskLsArgs, context: &CommandContext) -> Result<()> {
     let tasks = args.data.load(&args.tasks, context)?;
-    let metrics = |task: &Task| task.metrics.iter().map(|metric| metric.name()).collect::<Vec<_>>();
+    let metrics = |task: &Task| task.reported_metrics().into_iter().map(Metric::name).collect::<Vec<_>>();
     let length = |row: &Row| {
         let texts = [row.prompt.as_str(), row.delimiter_before(row.target()), row.target()];
         texts.map(|text| text.chars().count()).iter().sum::<usize>()

@@ -156,13 +156,17 @@ pub fn html(scored: &ScoredRouters) -> Result<String> {
     Page { title, lead: scored.lead.clone(), style, body: render(include_str!("scores_page.html"), &body)? }.html()
 }
 
-/// The metrics that any router has, in the order of [`Metric::ALL`]: `exact_match_normalized` is none of them, and not shown.
+/// The metrics that any router has, in the order of [`Metric::ALL`]; of the two exact matches the first.
 fn metrics(scored: &ScoredRouters) -> Vec<&'static str> {
     let has = |metric: &&str| {
         let mut pairs = scored.routers.iter().flat_map(|router| scored.tasks.iter().map(move |task| (router, task)));
         pairs.any(|(router, task)| score(scored, router, task, metric).is_some())
     };
-    Metric::ALL.iter().map(|metric| metric.name()).filter(has).collect()
+    let mut metrics: Vec<&str> = Metric::ALL.into_iter().map(Metric::name).filter(has).collect();
+    if metrics.contains(&Metric::ExactMatch.name()) {
+        metrics.retain(|metric| *metric != Metric::ExactMatchNormalized.name());
+    }
+    metrics
 }
 
 fn score(scored: &ScoredRouters, router: &str, task: &str, metric: &str) -> Option<Score> {

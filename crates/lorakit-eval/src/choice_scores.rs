@@ -31,7 +31,7 @@ pub fn chosen(metric: Metric, choices: &[ChoiceScore]) -> Option<usize> {
         Metric::Acc => Some(choice.log_likelihood),
         Metric::AccNorm => Some(choice.log_likelihood / choice.characters as f64),
         Metric::AccTok => Some(-choice.loss),
-        Metric::Loss | Metric::ExactMatch | Metric::RougeL => None,
+        Metric::Loss | Metric::ExactMatch | Metric::ExactMatchNormalized | Metric::RougeL => None,
     };
     let scores: Vec<f64> = choices.iter().map(score_of).collect::<Option<_>>()?;
     scores.iter().enumerate().reduce(|best, other| if other.1 > best.1 { other } else { best }).map(|(i, _)| i)

@@ -18,9 +18,6 @@ use crate::sample::Sample;
 use crate::token_budget::TokenBudget;
 use crate::truncated_rows::TruncatedRows;
 
-/// The name of the exact match after normalization, reported beside [`Metric::ExactMatch`].
-pub const EXACT_MATCH_NORMALIZED: &str = "exact_match_normalized";
-
 /// Which rows are scored, and in batches of which size.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -41,9 +38,9 @@ impl Default for EvalOptions {
     }
 }
 
-/// Scores a model on a task: all of [`Task::metrics`], and always the loss.
+/// Scores a model on a task: all of [`Task::reported_metrics`], and always the loss.
 ///
-/// `exact_match` comes with [`EXACT_MATCH_NORMALIZED`]. Text is generated greedily. Rows longer than the base's context lose
+/// `exact_match` comes with `exact_match_normalized`. Text is generated greedily. Rows longer than the base's context lose
 /// the beginning of their prompt, and [`TaskScores::truncated`] counts them. No prompt is cut to make room for new tokens: if
 /// there is less than the task asks for, fewer are generated.
 ///
@@ -256,14 +253,16 @@ pub(crate) fn score_answer(
     let accepted: Vec<String> =
         sample.accepted.iter().map(|accepted| gold(accepted, opening, task).to_owned()).collect();
     let mut put = |name: &str, value: f64| sample.metrics.insert(name.to_string(), value);
-    for &metric in &task.metrics {
+    for metric in task.reported_metrics() {
         match metric {
             Metric::ExactMatch => {
                 let comparison = &task.generation.comparison;
                 let exact = answer.is_some_and(|text| exact_match_by(comparison, text, &accepted));
-                let normalized = answer.is_some_and(|text| exact_match_normalized(text, &accepted));
                 put(metric.name(), f64::from(exact));
-                put(EXACT_MATCH_NORMALIZED, f64::from(normalized));
+            }
+            Metric::ExactMatchNormalized => {
+                let normalized = answer.is_some_and(|text| exact_match_normalized(text, &accepted));
+                put(metric.name(), f64::from(normalized));
             }
             Metric::RougeL => {
                 put(metric.name(), answer.map_or(Ok(0.0), |text| rouge_l(text, &accepted))?);

@@ -85,7 +85,7 @@ pub use chance_level::score_chance;
 pub use choice_scores::{ChoiceScore, chosen, score_choices};
 pub use error::{EvalError, Result, RoutingError};
 pub use eval_progress::{EvalProgress, EvalStage};
-pub use evaluate::{EXACT_MATCH_NORMALIZED, EvalOptions, evaluate};
+pub use evaluate::{EvalOptions, evaluate};
 pub use generate_options::GenerateOptions;
 pub use generated_text::{FinishReason, GeneratedText};
 pub use generation::{GenerationEvent, generate};

@@ -22,14 +22,23 @@ pub enum Metric {
     AccTok,
     /// Text tasks: the share of rows whose generated text equals an accepted answer.
     ExactMatch,
+    /// Text tasks: as [`Metric::ExactMatch`], whatever the case, punctuation and white space. It comes with that.
+    ExactMatchNormalized,
     /// Text tasks: Rouge-L F1 of the generated text, the best over the accepted answers.
     RougeL,
 }
 
 impl Metric {
     /// Every metric, in the order of reports.
-    pub const ALL: [Metric; 6] =
-        [Metric::Loss, Metric::Acc, Metric::AccNorm, Metric::AccTok, Metric::ExactMatch, Metric::RougeL];
+    pub const ALL: [Metric; 7] = [
+        Metric::Loss,
+        Metric::Acc,
+        Metric::AccNorm,
+        Metric::AccTok,
+        Metric::ExactMatch,
+        Metric::ExactMatchNormalized,
+        Metric::RougeL,
+    ];
 
     /// The name used in task files and in `results.json`.
     pub fn name(self) -> &'static str {
@@ -39,6 +48,7 @@ impl Metric {
             Metric::AccNorm => "acc_norm",
             Metric::AccTok => "acc_tok",
             Metric::ExactMatch => "exact_match",
+            Metric::ExactMatchNormalized => "exact_match_normalized",
             Metric::RougeL => "rouge_l",
         }
     }
@@ -50,7 +60,7 @@ impl Metric {
 
     /// Whether the metric reads generated text.
     pub fn needs_generation(self) -> bool {
-        matches!(self, Metric::ExactMatch | Metric::RougeL)
+        matches!(self, Metric::ExactMatch | Metric::ExactMatchNormalized | Metric::RougeL)
     }
 }
 

@@ -98,6 +98,13 @@ impl Task {
         self.rows_of(split).count()
     }
 
+    /// The metrics that its results have: [`Task::metrics`], and with [`Metric::ExactMatch`] the normalized one.
+    pub fn reported_metrics(&self) -> Vec<Metric> {
+        let (exact, normalized) = (Metric::ExactMatch, Metric::ExactMatchNormalized);
+        let own = self.metrics.iter().copied().filter(|metric| *metric != normalized || !self.metrics.contains(&exact));
+        own.flat_map(|metric| [Some(metric), (metric == exact).then_some(normalized)]).flatten().collect()
+    }
+
     /// Whether the base's chat template renders some of its rows, whatever the options.
     pub fn has_conversations(&self) -> bool {
         self.rows.iter().any(|(_, row)| matches!(row.kind, RowKind::Conversation(_)))
