@@ -49,6 +49,12 @@ fn rows_that_are_not_scored_are_counted() {
     assert_contains(&ran.stderr, &["2 of 10 rows", "of which the first 2 per task (--limit)"]);
     let ran = work.eval(&["--router", "base", "--split", "all"]).ok();
     assert_contains(&ran.stderr, &["all 10 rows are scored"]);
+    let ran = work.eval(&["--router", "base", "--limit", "1"]).ok();
+    assert_contains(&ran.stderr, &["1 of 10 rows is scored", "of which the first 1 per task"]);
+    fs::write(work.path("one.jsonl"), "{\"input\": \"a\", \"output\": \"b\"}\n").unwrap();
+    let one = work.path("one.jsonl");
+    let ran = run(["eval", "--base", "pico", "--router", "base", "--split", "all", "--tasks", &one]).ok();
+    assert_contains(&ran.stderr, &["task `one`: the only row is scored"]);
     let document = work.eval(&["--router", "base", "--json"]).json();
     assert_eq!(
         (&document["results"]["base"]["plural"]["n"], &document["config"]["tasks"][0]["rows"]),

@@ -139,7 +139,7 @@ fn the_first_part_fixes_their_number() {
     assert_eq!(files(&library.join("experts")).len(), 3 * ROWS.len());
     // More parts than passes: some have nothing to do.
     let idle = run(part(&work, "many", "4/5")).ok();
-    assert_contains(&idle.stderr, &["part 4/5 has nothing to train", "4 passes"]);
+    assert_contains(&idle.stderr, &["part 4/5 has nothing to train", "4 passes; a lower experts_per_pass makes more"]);
 }
 
 #[test]

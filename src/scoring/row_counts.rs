@@ -40,10 +40,15 @@ impl RowCounts {
 impl fmt::Display for RowCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { tasks, given, in_split, scored, split, .. } = self;
-        if scored == given {
-            return write!(f, "{tasks}: all {} are scored", pluralize(*given, "row"));
+        match (*scored, *given) {
+            (1, 1) => return write!(f, "{tasks}: the only row is scored"),
+            (scored, given) if scored == given => {
+                return write!(f, "{tasks}: all {} are scored", pluralize(given, "row"));
+            }
+            _ => {}
         }
-        write!(f, "{tasks}: {scored} of {} are scored: ", pluralize(*given, "row"))?;
+        let are = if *scored == 1 { "is" } else { "are" };
+        write!(f, "{tasks}: {scored} of {} {are} scored: ", pluralize(*given, "row"))?;
         if in_split < given {
             write!(f, "the {split} split ({in_split}; --split all scores all)")?;
         }

@@ -3,9 +3,11 @@
 /// The most names that are suggested.
 const SUGGESTED: usize = 3;
 
-/// Those of `names` within a few typing errors of `name` in any case (Levenshtein distance), the nearest first.
+/// Those of `names` within a few typing errors of `name` in any case (Levenshtein distance), the nearest first. Names that
+/// are errors throughout have nothing in common.
 pub(crate) fn similar_names<'a>(name: &str, names: &'a [String]) -> Vec<&'a String> {
-    let most = (name.chars().count() / 3).max(2);
+    let length = name.chars().count();
+    let most = (length / 3).max(2).min(length.saturating_sub(1));
     let name = name.to_lowercase();
     let distance = |known: &'a String| (strsim::levenshtein(&name, &known.to_lowercase()), known);
     let mut near: Vec<_> = names.iter().map(distance).filter(|(distance, _)| *distance <= most).collect();
@@ -24,5 +26,8 @@ mod tests {
         assert_eq!(similar_names("synonim", &names), ["Synonym"]);
         assert_eq!(similar_names("wikihop", &names), ["wiki_hop"]);
         assert!(similar_names("translation", &names).is_empty());
+        let short = ["a", "b", "ch", "z"].map(str::to_owned);
+        assert_eq!(similar_names("zz", &short), ["z"]);
+        assert!(similar_names("y", &short).is_empty());
     }
 }

@@ -150,8 +150,9 @@ impl TrainingRun<'_> {
         let Some(part) = self.trainer.part else { return };
         let (passes, here) = (self.manifest.passes.len(), vector_instructions());
         if part.index >= passes {
+            let passes = if passes == 1 { "1 pass".to_owned() } else { format!("{passes} passes") };
             let text = format!(
-                "part {part} has nothing to train, since the run has {passes} passes; experts_per_pass makes them smaller"
+                "part {part} has nothing to train, since the run has {passes}; a lower experts_per_pass makes more"
             );
             on_event(TrainEvent::Warning { text: &text });
         }
