@@ -118,6 +118,20 @@ fn options_report_what_they_expect() {
 }
 
 #[test]
+fn either_of_two_options_is_asked_for() {
+    for (line, options) in [
+        ("library check", ["--library <L>", "--config <FILE>"]),
+        ("generate --base b", ["--prompt <TEXT|->", "--input <FILE.jsonl>"]),
+        ("verify --base b", ["--library <L>", "--other-base <B>"]),
+    ] {
+        assert_contains(&words(line).failed(2), &[&options.join("|")]);
+    }
+    let both = words("library check --library l --config c").failed(2);
+    assert_contains(&both, &["--config <FILE>", "cannot be used with"]);
+    assert_contains(&words("task ls --help").ok().stdout, &["hub:datasets/ORG/NAME"]);
+}
+
+#[test]
 fn unknown_routers_list_the_known() {
     assert_contains(&words("eval --base b --tasks t --router arow").failed(2), &["arow", "arrow", "uniform", "oracle"]);
     assert_contains(

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 /// The arguments of `generate`.
 #[derive(Args, Debug)]
-#[command(after_help = adapter_args::routers())]
+#[command(after_help = adapter_args::routers(), group = clap::ArgGroup::new("prompts").required(true).args(["prompt", "input"]))]
 pub struct GenerateArgs {
     /// Base model: a model folder, a GGUF file, hub:ORG/NAME[@REV][/FILE.gguf], or pico
     #[arg(long, value_name = "B")]
@@ -29,10 +29,10 @@ pub struct GenerateArgs {
     #[command(flatten)]
     adapter: AdapterArgs,
     /// Prompt; - reads it from stdin
-    #[arg(long, value_name = "TEXT|-", allow_hyphen_values = true, required_unless_present = "input")]
+    #[arg(long, value_name = "TEXT|-", allow_hyphen_values = true)]
     prompt: Option<String>,
     /// JSON lines with a `prompt` (a text) or `messages` each; needs --output
-    #[arg(long, value_name = "FILE.jsonl", requires = "output", conflicts_with = "prompt")]
+    #[arg(long, value_name = "FILE.jsonl", requires = "output")]
     input: Option<PathBuf>,
     /// JSON lines: the fields of each row of --input, with its text
     #[arg(long, value_name = "FILE.jsonl")]

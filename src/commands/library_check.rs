@@ -20,16 +20,16 @@ use std::path::{Path, PathBuf};
 
 /// The arguments of `library check`.
 #[derive(Args, Debug)]
-#[command(after_help = refusals())]
+#[command(after_help = refusals(), group = clap::ArgGroup::new("checked").required(true).args(["library", "config"]))]
 pub struct CheckArgs {
     /// Library
-    #[arg(long, value_name = "L", required_unless_present = "config")]
+    #[arg(long, value_name = "L")]
     library: Option<PathBuf>,
     /// Also check every expert against this base, or list the modules of it that --config adapts
     #[arg(long, value_name = "B")]
     base: Option<BaseSource>,
     /// Check a single adapter_config.json
-    #[arg(long, value_name = "FILE", conflicts_with = "library")]
+    #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
 

@@ -30,7 +30,7 @@ pub enum TaskCommand {
 #[derive(Args, Debug)]
 pub struct TaskLsArgs {
     /// Tasks: TOML files, data files (JSON, JSONL, CSV, TSV, Parquet), folders of them or saved by
-    /// `datasets`, or suite:NAME
+    /// `datasets`, hub:datasets/ORG/NAME[@REV][:CONFIG], or suite:NAME; NAME= sets the name
     #[arg(required = true, value_name = "[NAME=]T")]
     tasks: Vec<String>,
     #[command(flatten)]

@@ -33,12 +33,13 @@ use std::sync::Arc;
 
 /// The arguments of `verify`.
 #[derive(Args, Debug)]
+#[command(group = clap::ArgGroup::new("compared").required(true).multiple(true).args(["library", "other_base"]))]
 pub struct VerifyArgs {
     /// Base model: a model folder, a GGUF file, hub:ORG/NAME[@REV][/FILE.gguf], or pico
     #[arg(long, value_name = "B")]
     base: BaseSource,
     /// Library of experts
-    #[arg(long, value_name = "L", required_unless_present = "other_base")]
+    #[arg(long, value_name = "L")]
     library: Option<PathBuf>,
     /// Another form of the base, such as its GGUF file: states the difference of logits, bare and with each expert
     #[arg(long, value_name = "B", conflicts_with = "merged")]
