@@ -1,4 +1,4 @@
-//! Names that occur more than once in the workspace: file stems and public types.
+//! Names that occur more than once in the workspace: file stems, and types that other files can use.
 
 use crate::source::code;
 use std::collections::BTreeMap;
@@ -36,10 +36,10 @@ fn are_rule_and_fit(files: &[&Path]) -> bool {
     files.len() == 2 && RULE_AND_FIT.iter().all(|name| within(name) == 1)
 }
 
-/// The names of the types that a file declares with `pub` at the start of a line.
+/// The names of the types that a file declares with `pub` or `pub(crate)` at the start of a line.
 fn public_types(code: &str) -> Vec<String> {
     let declared = code.lines().filter_map(|line| {
-        let line = line.strip_prefix("pub ")?;
+        let line = line.strip_prefix("pub ").or_else(|| line.strip_prefix("pub(crate) "))?;
         let kinds = ["struct ", "enum ", "trait ", "type "];
         let rest = kinds.iter().find_map(|kind| line.strip_prefix(kind))?;
         Some(rest.chars().take_while(|char| char.is_alphanumeric()).collect())

@@ -16,7 +16,7 @@ use crate::peft::adapter_tensor::AdapterTensor;
 use crate::peft::peft_config::{BeyondLora, PeftConfig};
 use crate::peft::read_peft::from_parts;
 use crate::peft::target_modules::ends_with_name;
-use crate::peft::weight_files::WeightFiles;
+use crate::peft::weight_files::PeftWeightFiles;
 use crate::peft::wrapper_prefix::Unwrapped;
 use crate::text_model_paths::TextModelRenaming;
 
@@ -44,7 +44,7 @@ impl DenseAdapter {
     /// As [`Adapter::read`], for anything else; if a module lacks the magnitude that `use_dora` gives it.
     pub fn read(dir: &Path) -> Result<Self> {
         let config = PeftConfig::read_dense(&dir.join(CONFIG_FILE))?;
-        let files = WeightFiles::find(dir)?;
+        let files = PeftWeightFiles::find(dir)?;
         Self::of(config, files.tensors()?).within_file(files.place(dir))
     }
 

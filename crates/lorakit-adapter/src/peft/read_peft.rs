@@ -16,7 +16,7 @@ use crate::peft::peft_config::PeftConfig;
 use crate::peft::selection::Selection;
 use crate::peft::target_modules::Targets;
 use crate::peft::tensor_key::{Factor, TensorKey};
-use crate::peft::weight_files::WeightFiles;
+use crate::peft::weight_files::PeftWeightFiles;
 use crate::peft::wrapper_prefix::PREFIX;
 use crate::warning::Warning;
 
@@ -31,7 +31,7 @@ impl Adapter {
     pub fn read(dir: &Path) -> Result<Self> {
         check_config_exists(dir)?;
         let config = PeftConfig::read(&dir.join(CONFIG_FILE))?;
-        let files = WeightFiles::find(dir)?;
+        let files = PeftWeightFiles::find(dir)?;
         let tensors = files.tensors()?;
         from_parts(config, tensors).within_file(files.place(dir))
     }

@@ -14,7 +14,7 @@ use crate::peft::adapter_tensor::{AdapterTensor, map_tensors};
 
 /// The weights of an adapter folder, in the order of their names.
 #[derive(Debug)]
-pub(crate) enum WeightFiles {
+pub(crate) enum PeftWeightFiles {
     /// Safetensors files.
     Safetensors(Vec<PathBuf>),
     /// Files of torch.save.
@@ -28,7 +28,7 @@ struct ShardIndex {
     weight_map: BTreeMap<String, String>,
 }
 
-impl WeightFiles {
+impl PeftWeightFiles {
     /// The weights in `dir`: safetensors before pickles, as in PEFT, and a whole file before shards.
     ///
     /// # Errors
@@ -135,8 +135,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         files.iter().for_each(|(name, text)| fs::write(folder.path().join(name), text).unwrap());
         let name = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
-        match WeightFiles::find(folder.path()).map_err(|error| error.chain())? {
-            WeightFiles::Safetensors(paths) | WeightFiles::Pickle(paths) => Ok(paths.iter().map(name).collect()),
+        match PeftWeightFiles::find(folder.path()).map_err(|error| error.chain())? {
+            PeftWeightFiles::Safetensors(paths) | PeftWeightFiles::Pickle(paths) => {
+                Ok(paths.iter().map(name).collect())
+            }
         }
     }
 

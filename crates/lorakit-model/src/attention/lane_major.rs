@@ -1,12 +1,12 @@
 //! Heads as rows and as lanes: of a block of as many rows as a vector has lanes, each feature is one vector.
 
-use crate::attention::lane_transpose::{FEATURES, Lanes, Row, lanes_to_rows, rows_to_lanes};
+use crate::attention::lane_transpose::{FEATURES, HeadRow, Lanes, lanes_to_rows, rows_to_lanes};
 use lorakit_lora::kernels::simd::Simd;
 use pulp::bytemuck::cast_slice_mut;
 use std::ops::Range;
 
-/// The rows of a head, `[rows]`; zeros after the last fill a whole block.
-pub(crate) struct HeadRows<const GROUPS: usize>(Vec<Row<GROUPS>>);
+/// The rows of a head, `[rows]`; zeros behind the last fill a whole block.
+pub(crate) struct HeadRows<const GROUPS: usize>(Vec<HeadRow<GROUPS>>);
 
 impl<const GROUPS: usize> HeadRows<GROUPS> {
     pub(crate) fn new() -> Self {
@@ -43,7 +43,7 @@ impl<const GROUPS: usize> HeadRows<GROUPS> {
 
     /// A range of the rows.
     #[inline(always)]
-    pub(crate) fn at(&self, rows: Range<usize>) -> &[Row<GROUPS>] {
+    pub(crate) fn at(&self, rows: Range<usize>) -> &[HeadRow<GROUPS>] {
         &self.0[rows]
     }
 }

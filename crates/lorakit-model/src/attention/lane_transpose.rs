@@ -14,14 +14,18 @@ use std::arch::x86_64::*;
 pub(crate) const FEATURES: usize = 8;
 
 /// The features of one row of a head, in groups.
-pub(crate) type Row<const GROUPS: usize> = [[f32; FEATURES]; GROUPS];
+pub(crate) type HeadRow<const GROUPS: usize> = [[f32; FEATURES]; GROUPS];
 
 /// As many rows as a vector has lanes, one vector for each feature.
 pub(crate) type Lanes<S, const GROUPS: usize> = [[<S as Simd>::f32s; FEATURES]; GROUPS];
 
 /// As many rows as there are lanes, as lanes.
 #[inline(always)]
-pub(crate) fn rows_to_lanes<S: Simd, const GROUPS: usize>(_: S, rows: &[Row<GROUPS>], lanes: &mut Lanes<S, GROUPS>) {
+pub(crate) fn rows_to_lanes<S: Simd, const GROUPS: usize>(
+    _: S,
+    rows: &[HeadRow<GROUPS>],
+    lanes: &mut Lanes<S, GROUPS>,
+) {
     assert_eq!(rows.len(), S::F32_LANES, "a row for each lane");
     for (group, lanes) in lanes.iter_mut().enumerate() {
         #[cfg(target_arch = "x86_64")]
@@ -50,7 +54,11 @@ pub(crate) fn rows_to_lanes<S: Simd, const GROUPS: usize>(_: S, rows: &[Row<GROU
 
 /// The reverse of [`rows_to_lanes`].
 #[inline(always)]
-pub(crate) fn lanes_to_rows<S: Simd, const GROUPS: usize>(_: S, lanes: &Lanes<S, GROUPS>, rows: &mut [Row<GROUPS>]) {
+pub(crate) fn lanes_to_rows<S: Simd, const GROUPS: usize>(
+    _: S,
+    lanes: &Lanes<S, GROUPS>,
+    rows: &mut [HeadRow<GROUPS>],
+) {
     assert_eq!(rows.len(), S::F32_LANES, "a row for each lane");
     for (group, lanes) in lanes.iter().enumerate() {
         #[cfg(target_arch = "x86_64")]
@@ -257,12 +265,12 @@ mod tests {
         type Output = ();
 
         fn with_simd<S: Simd>(self, simd: S) {
-            let row = |row: usize| -> Row<2> {
+            let row = |row: usize| -> HeadRow<2> {
                 std::array::from_fn(|group| {
                     std::array::from_fn(|feature| (row * 2 * FEATURES + group * FEATURES + feature) as f32)
                 })
             };
-            let rows: Vec<Row<2>> = (0..S::F32_LANES).map(row).collect();
+            let rows: Vec<HeadRow<2>> = (0..S::F32_LANES).map(row).collect();
             let mut lanes: Lanes<S, 2> = [[simd.splat_f32s(-1.0); FEATURES]; 2];
             rows_to_lanes(simd, &rows, &mut lanes);
             let values: &[f32] = cast_slice(lanes.as_flattened());

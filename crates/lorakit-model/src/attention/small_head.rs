@@ -7,7 +7,7 @@
 use crate::attention::attention_layout::AttentionLayout;
 use crate::attention::heads::AttentionHeads;
 use crate::attention::lane_major::{HeadLanes, HeadRows, RopeLanes, blocks, lane_indices};
-use crate::attention::lane_transpose::{FEATURES, Lanes, Row, transpose_square};
+use crate::attention::lane_transpose::{FEATURES, HeadRow, Lanes, transpose_square};
 use crate::layer::rope::RopeTable;
 use crate::vector_math::exp_of_negative;
 use lorakit_lora::kernels::simd::{self, Simd, WithSimd};
@@ -115,7 +115,7 @@ struct AttendBackward<'a, const GROUPS: usize> {
 
 /// The inner product of a row with every lane.
 #[inline(always)]
-fn inner_product<S: Simd, const GROUPS: usize>(simd: S, row: &Row<GROUPS>, lanes: &Lanes<S, GROUPS>) -> S::f32s {
+fn inner_product<S: Simd, const GROUPS: usize>(simd: S, row: &HeadRow<GROUPS>, lanes: &Lanes<S, GROUPS>) -> S::f32s {
     let mut product = simd.splat_f32s(0.0);
     for (values, lanes) in row.iter().zip(lanes) {
         // Two sums, so that additions do not wait for each other.
@@ -134,7 +134,7 @@ fn inner_product<S: Simd, const GROUPS: usize>(simd: S, row: &Row<GROUPS>, lanes
 fn add_weighted<S: Simd, const GROUPS: usize>(
     simd: S,
     weight: S::f32s,
-    row: &Row<GROUPS>,
+    row: &HeadRow<GROUPS>,
     sums: &mut Lanes<S, GROUPS>,
 ) {
     for (values, sums) in row.iter().zip(sums) {

@@ -19,7 +19,7 @@ use crate::tokenization::gguf::gguf_tokenizer::GgufTokenizer;
 use crate::tokenization::row_encoding::{BosTokens, RowEncoding};
 use crate::tokenization::row_layout::RowLayout;
 use crate::tokenization::special_tokens::{self, SpecialTokens, read_json};
-use crate::tokenization::tokenizer_class::{Settings, TokenizerClass};
+use crate::tokenization::tokenizer_class::{ClassSettings, TokenizerClass};
 
 /// A model's tokenizer, with its BOS and EOS.
 ///
@@ -59,7 +59,7 @@ impl Tokenizer {
             .map_err(TaskError::read(format!("{}; a model folder needs a tokenizer", path.display())))?;
         refuse_lfs_pointer(&path, &bytes).map_err(|error| TaskError::Data(error.to_string()))?;
         let read = |file: &str| -> Result<Value> { Ok(read_json(&folder.join(file))?.unwrap_or_default()) };
-        let settings = Settings { config: read("config.json")?, tokenizer: read("tokenizer_config.json")? };
+        let settings = ClassSettings { config: read("config.json")?, tokenizer: read("tokenizer_config.json")? };
         let (special_map, added) = (read("special_tokens_map.json")?, read("added_tokens.json")?);
         let class = TokenizerClass::of(&settings, &bytes);
         let (mut tokenizer, own) = build(&bytes, class, &settings.tokenizer).at(|| path.display().to_string())?;

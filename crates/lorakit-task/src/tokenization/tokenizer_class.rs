@@ -26,7 +26,7 @@ pub(crate) enum TokenizerClass {
 }
 
 /// The files of a model folder that decide how `tokenizer.json` is read, null where absent.
-pub(crate) struct Settings {
+pub(crate) struct ClassSettings {
     /// `config.json`.
     pub(crate) config: Value,
     /// `tokenizer_config.json`.
@@ -36,7 +36,7 @@ pub(crate) struct Settings {
 impl TokenizerClass {
     /// The class that `AutoTokenizer` chooses. The one that the folder names gives way to that of the architecture where
     /// transformers lists many repositories as naming a wrong one.
-    pub(crate) fn of(settings: &Settings, tokenizer_json: &[u8]) -> Self {
+    pub(crate) fn of(settings: &ClassSettings, tokenizer_json: &[u8]) -> Self {
         let class = |value: &Value| Some(value["tokenizer_class"].as_str()?.trim_end_matches("Fast").to_owned());
         let named = class(&settings.tokenizer).or_else(|| class(&settings.config));
         let model_type = settings.config["model_type"].as_str().unwrap_or_default();
@@ -237,8 +237,10 @@ mod tests {
     #[test]
     fn the_class_is_that_of_transformers() {
         let class = |model_type: &str, named: Value, file: &str| {
-            let settings =
-                Settings { config: json!({"model_type": model_type}), tokenizer: json!({"tokenizer_class": named}) };
+            let settings = ClassSettings {
+                config: json!({"model_type": model_type}),
+                tokenizer: json!({"tokenizer_class": named}),
+            };
             TokenizerClass::of(&settings, file.as_bytes())
         };
         assert_eq!(class("llama", json!("LlamaTokenizerFast"), "{}"), TokenizerClass::Llama);
