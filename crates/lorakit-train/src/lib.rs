@@ -31,8 +31,10 @@
 //! ```
 
 pub mod backward;
+mod batch_row;
 mod divergence;
 mod error;
+mod isolate_non_finite;
 mod job;
 pub mod optim;
 mod pass;

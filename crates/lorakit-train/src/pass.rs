@@ -4,8 +4,10 @@ use crate::backward::backward_mode::Activations;
 use crate::backward::example_losses_by_token::example_losses_by_token;
 use crate::backward::gradients::Gradients;
 use crate::backward::layerwise::{LayerwiseBackward, LossBatch};
+use crate::batch_row::{BatchRow, batches, batches_by_expert, equal_runs};
 use crate::divergence::DivergenceMonitor;
 use crate::error::{Result, TrainError};
+use crate::isolate_non_finite::isolate_non_finite;
 use crate::job::Job;
 use crate::optim::adamw::{AdamW, CollectedGradients};
 use crate::optim::adamw_update::AdamWUpdate;
@@ -19,8 +21,7 @@ use crate::trainable::skill_stack::{RowTasks, SkillStack};
 use crate::trainable::trainable_set::TrainableSet;
 use candle_core::Var;
 use lorakit_adapter::Adapter;
-use lorakit_model::{Base, TokenBatch, split_by_tokens};
-use lorakit_task::Example;
+use lorakit_model::{Base, TokenBatch};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
@@ -69,15 +70,6 @@ pub struct StepOutput {
     pub ended: Vec<usize>,
     /// Tokens read for training.
     pub tokens: usize,
-}
-
-/// A training row of a step.
-struct BatchRow<'a> {
-    expert: usize,
-    /// Its index among the expert's training rows.
-    index: usize,
-    row: &'a Example,
-    dropout_key: [u8; 32],
 }
 
 /// The result of one batch of a step's rows.
@@ -243,7 +235,7 @@ impl<'a> Pass<'a> {
         let rows = self.batch_rows(&active);
         let weights = self.loss_weights(&rows);
         let parallel = self.context.base.batch_parallel(self.context.batch_tokens);
-        let gradients = unspread(
+        let gradients = isolate_non_finite(
             |batches| self.gradients(&rows, &weights, batches),
             |gradients| gradients.not_finite(&active),
             [batches(&rows, parallel.tokens()), batches_by_expert(&rows, parallel.tokens())],
@@ -416,9 +408,9 @@ impl<'a> Pass<'a> {
             let bad = rows.iter().zip(losses).filter(|(_, loss)| !loss.is_finite());
             bad.map(|((e, ..), _)| e).collect::<BTreeSet<_>>().len()
         };
-        let by_expert = runs(rows.iter().map(|(e, ..)| *e));
+        let by_expert = equal_runs(rows.iter().map(|(e, ..)| *e));
         let together = std::iter::once(0..rows.len()).collect();
-        let losses = unspread(losses, not_finite, [together, by_expert])?;
+        let losses = isolate_non_finite(losses, not_finite, [together, by_expert])?;
         let mut validated = Vec::new();
         for expert in due {
             let own: Vec<f64> =
@@ -484,82 +476,5 @@ impl<'a> Pass<'a> {
             TrainableSet::Skills(stack, _) => Some(stack),
             _ => None,
         }
-    }
-}
-
-/// Splits the rows, in order, into batches of at most `tokens` tokens.
-fn batches(rows: &[BatchRow], tokens: usize) -> Vec<Range<usize>> {
-    split_by_tokens(rows.iter().map(|row| row.row.len()), tokens)
-}
-
-/// As [`batches`], each of one expert's rows alone.
-fn batches_by_expert(rows: &[BatchRow], tokens: usize) -> Vec<Range<usize>> {
-    let of = |own: Range<usize>| {
-        let parts = batches(&rows[own.clone()], tokens).into_iter();
-        parts.map(move |part| own.start + part.start..own.start + part.end)
-    };
-    runs(rows.iter().map(|row| row.expert)).into_iter().flat_map(of).collect()
-}
-
-/// The ranges of equal neighbors.
-fn runs(experts: impl Iterator<Item = usize>) -> Vec<Range<usize>> {
-    let experts: Vec<usize> = experts.collect();
-    let mut end = 0;
-    let run = |equal: &[usize]| {
-        end += equal.len();
-        end - equal.len()..end
-    };
-    experts.chunk_by(|one, other| one == other).map(run).collect()
-}
-
-/// What `compute` makes of rows in batches, or in those of one expert each where what is `not_finite` of one expert has
-/// spread to others: on a GPU experts share products in which the others' rows have factors of zero, and zero times NaN is
-/// NaN. On a CPU nothing spreads; there the first result stays, whose rounding depends on the batches.
-fn unspread<T>(
-    compute: impl Fn(&[Range<usize>]) -> Result<T>,
-    not_finite: impl Fn(&T) -> usize,
-    [together, by_expert]: [Vec<Range<usize>>; 2],
-) -> Result<T> {
-    let first = compute(&together)?;
-    if not_finite(&first) < 2 {
-        return Ok(first);
-    }
-    let apart = compute(&by_expert)?;
-    Ok(if not_finite(&apart) < not_finite(&first) { apart } else { first })
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    /// The experts that are not finite where `culprits` make all NaN that share a batch with them, as on a GPU.
-    fn found(culprits: &[usize]) -> (Vec<usize>, usize) {
-        let example = Example::new(&[1, 2], &[3]);
-        let row = |expert: &usize| BatchRow { expert: *expert, index: 0, row: &example, dropout_key: [0; 32] };
-        let rows: Vec<BatchRow> = [0, 0, 1, 2, 2, 2].iter().map(row).collect();
-        let computed = std::cell::Cell::new(0);
-        let compute = |batches: &[Range<usize>]| -> Result<Vec<usize>> {
-            computed.set(computed.get() + 1);
-            assert_eq!(batches.iter().cloned().flatten().collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5], "every row once");
-            let spoiled =
-                batches.iter().filter(|b| rows[(*b).clone()].iter().any(|row| culprits.contains(&row.expert)));
-            Ok(spoiled
-                .flat_map(|b| rows[b.clone()].iter().map(|row| row.expert))
-                .collect::<BTreeSet<_>>()
-                .into_iter()
-                .collect())
-        };
-        let splits = [batches(&rows, 9), batches_by_expert(&rows, 6)];
-        assert_eq!(splits[1], [0..2, 2..3, 3..5, 5..6]);
-        (unspread(compute, Vec::len, splits).unwrap(), computed.get())
-    }
-
-    #[test]
-    fn an_expert_that_is_not_finite_spoils_no_other() {
-        assert_eq!(found(&[]), (vec![], 1));
-        assert_eq!(found(&[1]), (vec![1], 2));
-        assert_eq!(found(&[2]), (vec![2], 1), "it shared no batch");
-        assert_eq!(found(&[0, 2]), (vec![0, 2], 2));
     }
 }
