@@ -2,7 +2,7 @@
 
 use lorakit_adapter::AdapterError;
 use lorakit_eval::EvalError;
-use lorakit_format::FormatError;
+use lorakit_format::{FormatError, did_you_mean};
 use lorakit_model::ModelError;
 use lorakit_route::RouteError;
 use lorakit_train::{BoxError, TrainError};
@@ -177,7 +177,7 @@ pub enum FitError {
         found: usize,
     },
     /// An adaptation method of an unknown name.
-    #[error("unknown method `{name}`; expected one of {known}")]
+    #[error("unknown method `{name}`{}; expected one of {known}", did_you_mean(.name, .known))]
     UnknownMethod {
         /// The name.
         name: String,

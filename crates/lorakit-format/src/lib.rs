@@ -7,7 +7,8 @@
 //! - [`read_text`] reads a text file of bounded size, and [`non_finite_json`] finds the numbers that Python's JSON has
 //!   beyond JSON's;
 //! - [`hash`] computes SHA-256 hashes, and [`hash_sketch`] tells whether two sets share elements;
-//! - [`rng::CounterRng`] is a random stream that depends on its key alone.
+//! - [`rng::CounterRng`] is a random stream that depends on its key alone;
+//! - [`similar_names`] and [`did_you_mean`] suggest names for a misspelled one.
 //!
 //! Deliberately absent: tensors and arithmetic, and any knowledge of adapters, models, tasks or libraries. Every error is
 //! a [`FormatError`].
@@ -46,9 +47,11 @@ mod mount_options;
 pub mod non_finite_json;
 pub mod rng;
 pub mod safetensors;
+mod similar_names;
 
 pub use error::FormatError;
 pub use error_chain::error_chain;
 pub use folder_lock::{FolderLock, LockAttempt, takeover_time};
 pub use lfs_pointer::refuse_lfs_pointer;
 pub use limited_read::{read_text, read_text_up_to};
+pub use similar_names::{did_you_mean, similar_names};

@@ -1,6 +1,7 @@
 //! What can be wrong with a router, a merge, or the adapters that they are applied to.
 
 use lorakit_adapter::AdapterError;
+use lorakit_format::did_you_mean;
 use std::error::Error;
 use std::fmt::Display;
 
@@ -15,7 +16,7 @@ type Named<T> = (String, T);
 #[non_exhaustive]
 pub enum RouteError {
     /// A name that no method has.
-    #[error("unknown {kind} `{name}`; expected one of {known}")]
+    #[error("unknown {kind} `{name}`{}; expected one of {known}", did_you_mean(.name, .known))]
     UnknownMethod {
         /// What was named: a router, a merge, or a fitted merge.
         kind: &'static str,

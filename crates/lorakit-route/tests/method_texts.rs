@@ -285,7 +285,7 @@ fn methods_list_their_defaults() {
 const REFUSED: &[(&str, &[&str])] = &[
     ("base:", &["unknown setting ``", "none"]),
     ("base:x=1", &["unknown setting `x`", "none"]),
-    ("arow", &["unknown router `arow`", "expected one of base, oracle"]),
+    ("arow", &["unknown router `arow` (did you mean `arrow`?); expected one of base, oracle"]),
     ("arrow:", &["unknown setting ``", "top_k=4, temperature=1, mixing=outputs, tie=none, general=none, gks=factors"]),
     (
         "arrow:topk=3",

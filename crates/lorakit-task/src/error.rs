@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use lorakit_format::did_you_mean;
+
 /// The result of everything in this crate that can fail.
 pub type Result<T, E = TaskError> = std::result::Result<T, E>;
 
@@ -41,7 +43,7 @@ pub enum TaskError {
     #[error("{0}")]
     Spec(String),
     /// A name that is not in a closed list, such as a metric's.
-    #[error("unknown {what} `{name}`; expected one of {known}")]
+    #[error("unknown {what} `{name}`{}; expected one of {known}", did_you_mean(.name, .known))]
     UnknownName {
         /// What was to be named.
         what: &'static str,

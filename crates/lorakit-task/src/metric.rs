@@ -95,6 +95,8 @@ mod tests {
             let json = serde_json::to_string(&metric).unwrap();
             assert_eq!(json, format!("\"{}\"", metric.name()));
         }
-        assert!("bleu".parse::<Metric>().is_err());
+        let refused = |name: &str| name.parse::<Metric>().unwrap_err().to_string();
+        assert!(refused("bleu").starts_with("unknown metric `bleu`; expected one of loss, acc"));
+        assert!(refused("rougel").starts_with("unknown metric `rougel` (did you mean `rouge_l`?); expected one of"));
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use lorakit_format::atomic;
 use lorakit_format::hash::sha256_of_file;
+use lorakit_format::similar_names;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -21,7 +22,6 @@ use crate::library::library_layout::{
     EXPERT_RECORD_FILE, EXPERTS, INDEX_FILE, RUNS, is_hidden, refuse_link, refuse_links, subfolder,
 };
 use crate::library::library_lock::{self, LibraryLock};
-use crate::library::similar_names::similar_names;
 use crate::name_list::quote_names;
 use crate::peft::adapter_files::WEIGHTS_FILE;
 
@@ -253,7 +253,7 @@ impl Library {
             return Ok(folder);
         }
         let (root, names) = (self.root.display(), self.expert_names()?);
-        let similar = similar_names(name, &names);
+        let similar = similar_names(name, names.iter().map(String::as_str));
         let listed = match similar.as_slice() {
             [] => format!("it has {}", quote_names(&names)),
             similar => format!("did you mean {}? It has {}", quote_names(similar), quote_names(&names)),

@@ -11,5 +11,4 @@ pub(crate) mod library_models;
 pub(crate) mod library_routers;
 pub(crate) mod library_store;
 pub(crate) mod opaque_record;
-mod similar_names;
 mod transaction;

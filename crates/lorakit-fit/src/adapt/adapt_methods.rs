@@ -57,6 +57,7 @@ mod tests {
             refused("cat_learned")
                 .contains("unknown method `cat_learned`; expected one of no_library, mean, shared[:NAME]")
         );
+        assert!(refused("lorahb").contains("unknown method `lorahb` (did you mean `lorahub`?); expected one of"));
         assert!(refused("lorahub:rank=3").contains("rank"));
     }
 }
