@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
+use lorakit_format::similar_names;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -39,15 +40,12 @@ impl ColumnNames {
         let mut added = Vec::new();
         for (column, own) in &self.0 {
             let value = fields.get(own).or_else(|| at_path(fields, own)).ok_or_else(|| {
-                let reversed = if fields.contains_key(column) {
-                    format!("; the standard name comes first: {own}={column}")
-                } else {
-                    String::new()
-                };
                 TaskError::Row(format!(
-                    "no column `{own}`, which is to be `{column}`; the row has {}{reversed}. Names of columns apply to every \
-                     data file of a command: where files differ, give each a task TOML with its own [columns]",
-                    json_value::keys(fields)
+                    "no column `{own}`, which is to be `{column}`; the row has {}{}. Names of columns apply to every data \
+                     file of a command: where files differ, give each a command of its own, or a task TOML with its own \
+                     [columns]",
+                    json_value::keys(fields),
+                    remark(column, own, fields)
                 ))
             })?;
             added.push((column.clone(), value.clone()));
@@ -55,6 +53,27 @@ impl ColumnNames {
         fields.extend(added);
         Ok(())
     }
+}
+
+/// The columns that are mostly named. Others, such as `answer`, are standard names too, but common in other data sets.
+const STANDARD: [&str; 4] = ["instruction", "input", "output", "choices"];
+
+/// What else is to be said of a row that has `column` but lacks `own`, which is to take its place.
+fn remark(column: &str, own: &str, fields: &Map<String, Value>) -> String {
+    if !fields.contains_key(column) {
+        return String::new();
+    }
+    match STANDARD.contains(&own) && !STANDARD.contains(&column) {
+        true => format!("; the standard name comes first: {own}={column}"),
+        false => format!("; it has `{column}` already"),
+    }
+}
+
+/// The name among `given` that is meant to be the standard column `missing`, as a sentence.
+pub(crate) fn misspelled(given: &[String], missing: &str) -> Option<String> {
+    let is_close = |name: &&String| !STANDARD.contains(&name.as_str()) && !similar_names(name, [missing]).is_empty();
+    let name = given.iter().find(is_close)?;
+    Some(format!("`{name}`, given in --columns or [columns], is no standard name; did you mean `{missing}`? "))
 }
 
 fn at_path<'f>(fields: &'f Map<String, Value>, path: &str) -> Option<&'f Value> {
@@ -166,6 +185,10 @@ mod tests {
         let reversed: ColumnNames = "question=input".parse().unwrap();
         let error = reversed.add_to(&mut fields(json!({"question": 1, "answer": 2}))).unwrap_err().to_string();
         assert!(error.contains("; the standard name comes first: input=question."), "{error}");
+        // A file that needs no other names, beside one that does.
+        let error = names.add_to(&mut fields(json!({"input": 1, "output": 2}))).unwrap_err().to_string();
+        assert!(error.contains("the row has `input`, `output`; it has `input` already. Names of columns"), "{error}");
+        assert!(error.contains("give each a command of its own") && !error.contains("comes first"), "{error}");
         for wrong in ["", "input", "input=", "=a", "input=a,input=b"] {
             assert!(wrong.parse::<ColumnNames>().is_err(), "{wrong}");
         }

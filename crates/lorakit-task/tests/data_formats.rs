@@ -449,3 +449,16 @@ fn the_same_rows_in_the_shapes_that_people_have_give_the_same_examples() {
     assert!(own(Split::Train) > 0 && own(Split::Test) > 0);
     assert!(of("hfdict", Split::All).iter().all(|row| expected.contains(row)));
 }
+
+#[test]
+fn a_misspelled_standard_name_is_recognized() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("frage.jsonl").display().to_string();
+    fs::write(&path, "{\"id\": 1, \"frage\": \"Q?\", \"antwort\": \"A\"}\n").unwrap();
+    let columns: ColumnNames = "inptu=frage,output=antwort".parse().unwrap();
+    let error = renamed(&columns).load(&[path]).unwrap_err();
+    let error = format!("{:#}", anyhow::Error::from(error));
+    // The columns of the file, and not those that --columns adds.
+    assert!(error.contains("the row has no `input`; it has `id`, `frage`, `antwort`. `inptu`"), "{error}");
+    assert!(error.contains("did you mean `input`?"), "{error}");
+}

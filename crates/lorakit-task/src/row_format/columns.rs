@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::column_names::{ColumnNames, suggestion};
+use crate::column_names::{ColumnNames, misspelled, suggestion};
 use crate::error::{Result, TaskError};
 use crate::source::document::SourceRow;
 
@@ -16,6 +16,8 @@ pub(crate) struct Columns {
     written: Option<Map<String, Value>>,
     /// Whether the file fills objects up with nulls at any depth.
     null_padded: bool,
+    /// The columns that only the names of columns add.
+    added: Vec<String>,
 }
 
 impl Columns {
@@ -36,7 +38,8 @@ impl Columns {
             Ok(columns)
         };
         let written = row.written.map(completed).transpose()?;
-        Ok(Columns { fields: completed(row.fields)?, written, null_padded: row.null_padded })
+        let added = names.as_map().keys().filter(|name| !row.fields.contains_key(*name)).cloned().collect();
+        Ok(Columns { fields: completed(row.fields)?, written, null_padded: row.null_padded, added })
     }
 
     /// The columns of a row whose numbers are as serde_json writes them.
@@ -44,7 +47,7 @@ impl Columns {
     pub fn of(fields: &Value) -> Columns {
         let mut fields = fields.as_object().cloned().unwrap_or_default();
         fields.entry("instruction").or_insert_with(|| "".into());
-        Columns { fields, written: None, null_padded: false }
+        Columns { fields, written: None, null_padded: false, added: Vec::new() }
     }
 
     /// The same columns of a file that fills objects up with nulls.
@@ -63,9 +66,15 @@ impl Columns {
         &self.fields
     }
 
-    /// The columns that row or task give, for messages.
+    /// The columns that a template can read, for messages.
     pub fn present(&self) -> String {
+        self.listed(|_| true)
+    }
+
+    /// The columns of which `shown` is true, but an empty instruction.
+    fn listed(&self, shown: impl Fn(&str) -> bool) -> String {
         let given = self.fields.iter().filter(|(name, value)| name.as_str() != "instruction" || *value != "");
+        let given = given.filter(|(name, _)| shown(name));
         let given = given.map(|(name, value)| match value {
             Value::Null => format!("`{name}` (null)"),
             _ => format!("`{name}`"),
@@ -97,7 +106,9 @@ impl Columns {
 
     /// The error for a column that the row lacks.
     pub fn missing(&self, column: &str) -> TaskError {
-        let formats = suggestion(&self.fields).map_or(String::new(), |names| format!("Try --columns {names}. "));
-        TaskError::MissingColumn { column: column.to_string(), present: self.present(), formats }
+        let suggested = || suggestion(&self.fields).map(|names| format!("Try --columns {names}. "));
+        let formats = misspelled(&self.added, column).or_else(suggested).unwrap_or_default();
+        let present = self.listed(|name| self.added.iter().all(|added| added != name));
+        TaskError::MissingColumn { column: column.to_string(), present, formats }
     }
 }
