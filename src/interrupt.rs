@@ -1,11 +1,11 @@
-//! Ctrl-C, SIGTERM and SIGUSR1: they end the process at once, unless a command handles the first one itself.
+//! Ctrl-C, SIGTERM and SIGUSR1: they end the process at once, with a message, unless a command handles the first one itself.
 
 use anyhow::{Context as _, Result};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::fmt;
 use std::ops::Deref;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// The exit code of an interrupted process.
 pub const EXIT_CODE: u8 = 130;
@@ -26,6 +26,8 @@ pub struct Interrupt {
     ends: Arc<AtomicBool>,
     /// Whether a signal came too late for its command: the next one stops at once.
     asked: AtomicBool,
+    /// What the message of an end at once says of the work that is done.
+    kept: Arc<OnceLock<String>>,
 }
 
 /// While this is alive, the first signal only sets the flag; the second ends the process.
@@ -35,14 +37,21 @@ impl Interrupt {
     /// Installs the signal handlers. Files are written under temporary names, so exiting at once leaves none incomplete.
     pub fn install() -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(true));
+        let kept = Arc::new(OnceLock::new());
         for &signal in STOPPING {
             // In this order: whether the process ends depends on the flag before this signal.
-            signal_hook::flag::register_conditional_shutdown(signal, EXIT_CODE.into(), stop.clone())
+            end_message::register(signal, &stop, &kept)
+                .and_then(|()| signal_hook::flag::register_conditional_shutdown(signal, EXIT_CODE.into(), stop.clone()))
                 .and_then(|_| signal_hook::flag::register(signal, stop.clone()))
                 .context("cannot install the signal handlers")?;
         }
         handle_file_size_limit()?;
-        Ok(Self { ends: stop, asked: AtomicBool::new(false) })
+        Ok(Self { ends: stop, asked: AtomicBool::new(false), kept })
+    }
+
+    /// Lets the message of an interruption say what is kept, and how to go on. Only the first such text counts.
+    pub fn say_kept(&self, text: impl FnOnce() -> String) {
+        self.kept.get_or_init(text);
     }
 
     /// Makes the first signal only set the flag, which the caller polls. It is already set if a signal came too late for
@@ -66,6 +75,58 @@ impl Drop for HeldInterrupt<'_> {
         if self.0.ends.swap(true, Ordering::Relaxed) {
             self.0.asked.store(true, Ordering::Relaxed);
         }
+    }
+}
+
+/// The message of a process that a signal ends at once.
+#[cfg(unix)]
+mod end_message {
+    use std::fs::File;
+    use std::io::{IsTerminal as _, Write as _, stderr};
+    use std::mem::ManuallyDrop;
+    use std::os::fd::{AsRawFd as _, FromRawFd as _, RawFd};
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::{Arc, OnceLock};
+
+    /// Prints the message at a signal that ends the process: to be registered before what ends it.
+    pub fn register(signal: i32, ends: &Arc<AtomicBool>, kept: &Arc<OnceLock<String>>) -> std::io::Result<()> {
+        let (ends, kept) = (ends.clone(), kept.clone());
+        // On a terminal the cursor is behind `^C`, a progress bar or generated text.
+        let (place, start) = (stderr().as_raw_fd(), if stderr().is_terminal() { "\n" } else { "" });
+        let print = move || {
+            if !ends.load(Ordering::Relaxed) {
+                return;
+            }
+            write(place, start);
+            write(place, "interrupted");
+            if let Some(text) = kept.get() {
+                write(place, ": ");
+                write(place, text);
+            }
+            write(place, "\n");
+        };
+        // SAFETY: the handler loads atomics and calls write(2), which are allowed in signal handlers; it takes no lock and
+        // allocates nothing.
+        unsafe { signal_hook::low_level::register(signal, print) }.map(|_| ())
+    }
+
+    /// Writes past the lock of stderr, which the interrupted thread may hold.
+    fn write(place: RawFd, text: &str) {
+        // SAFETY: stderr is never closed, here neither.
+        let mut stderr = ManuallyDrop::new(unsafe { File::from_raw_fd(place) });
+        // There is nowhere to report an error.
+        let _ = stderr.write_all(text.as_bytes());
+    }
+}
+
+/// Elsewhere a signal ends the process without a message.
+#[cfg(not(unix))]
+mod end_message {
+    use std::sync::atomic::AtomicBool;
+    use std::sync::{Arc, OnceLock};
+
+    pub fn register(_: i32, _: &Arc<AtomicBool>, _: &Arc<OnceLock<String>>) -> std::io::Result<()> {
+        Ok(())
     }
 }
 
@@ -96,7 +157,8 @@ mod tests {
 
     #[test]
     fn a_late_signal_stops_the_next_stage() {
-        let interrupt = Interrupt { ends: Arc::new(AtomicBool::new(true)), asked: AtomicBool::new(false) };
+        let (ends, kept) = (Arc::new(AtomicBool::new(true)), Arc::default());
+        let interrupt = Interrupt { ends, asked: AtomicBool::new(false), kept };
         let first = interrupt.hold();
         assert!(!first.load(Ordering::Relaxed));
         drop(first);

@@ -3,10 +3,11 @@
 
 mod binary;
 
-use binary::{Ran, assert_contains, run};
+use binary::{Ran, assert_contains, command, run};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 /// A folder with a task of ten rows, of which three are for testing.
 struct Work(tempfile::TempDir);
@@ -293,4 +294,28 @@ fn samples_of_a_task_with_a_long_name_are_written() {
     run(fixed.into_iter().chain(["--out", &out, "--tasks", &task])).ok();
     let files = fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     assert_eq!(files.filter(|file| file.starts_with("samples_base_nnn")).count(), 1);
+}
+
+#[test]
+#[cfg(unix)]
+fn an_interruption_says_what_is_kept() {
+    let work = Work::new();
+    let row = format!("{{\"input\": \"{}\", \"output\": \"yes\"}}\n", "a word ".repeat(20));
+    fs::write(work.path("long.jsonl"), row.repeat(50_000)).unwrap();
+    let (short, long) = (work.path("plural.toml"), work.path("long.jsonl"));
+    let (tasks, out) = (["--tasks", &short, &long], work.path("out"));
+    let eval = ["eval", "--base", "pico", "--router", "base", "--split", "all", "--metrics", "loss", "--out", &out];
+    let interrupted = command(eval.into_iter().chain(tasks)).stderr(Stdio::piped()).stdout(Stdio::null()).spawn();
+    let mut interrupted = interrupted.unwrap();
+    while !Path::new(&out).join("results.json").exists() {
+        assert!(interrupted.try_wait().unwrap().is_none(), "the run ended before it was interrupted");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    // The message is set after the file is written.
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    let sent = Command::new("kill").args(["-INT", &interrupted.id().to_string()]).status();
+    assert!(sent.unwrap().success());
+    let ended = Ran::from(interrupted.wait_with_output().unwrap());
+    assert_eq!(ended.code, 130, "{}", ended.stderr);
+    assert_contains(&ended.stderr, &["interrupted: finished scores are in", "results.json", "the same --out"]);
 }

@@ -191,6 +191,12 @@ impl GenerateRun<'_> {
         let mut on_event = |index: usize, event: GenerationEvent| {
             if let (GenerationEvent::End(text), Ok(())) = (event, &written) {
                 written = file.add(index, text);
+                if file.has_rows() {
+                    let path = path.display();
+                    self.context.interrupt.say_kept(|| {
+                        format!("finished rows are in {path}; the same command begins again and replaces them")
+                    });
+                }
                 bar.inc(1);
             }
         };

@@ -95,6 +95,11 @@ impl<'a> GeneratedRows<'a> {
         Ok(())
     }
 
+    /// Whether a row is written.
+    pub fn has_rows(&self) -> bool {
+        self.written > 0
+    }
+
     /// Writes the finished rows after one that has failed. Returns how many rows have failed.
     pub fn skip_failed(&mut self) -> Result<usize> {
         let mut failed = 0;

@@ -10,7 +10,7 @@ use crate::scoring::results_store::ResultsStore;
 use crate::scoring::routing_shares::RoutingShares;
 use crate::scoring::truncation;
 use anyhow::Result;
-use lorakit_eval::{EvalOptions, PatchedModel, evaluate, score_chance};
+use lorakit_eval::{EvalOptions, PatchedModel, TaskScores, evaluate, score_chance};
 use lorakit_fit::router::RoutedPatches;
 use lorakit_model::{Base, TokenPrecision};
 use lorakit_task::{Task, Tokenizer};
@@ -47,10 +47,24 @@ impl EvalRun<'_> {
         for task in tasks {
             let scores = score_chance(task, self.options)?;
             if !scores.metrics.is_empty() {
-                self.store.keep(CHANCE, &task.name, &scores)?;
+                self.keep(CHANCE, &task.name, &scores)?;
             }
         }
         Ok(CHANCE)
+    }
+
+    /// Keeps the scores of a router on a task, also in the message of an interruption.
+    fn keep(&mut self, router: &str, task: &str, scores: &TaskScores) -> Result<()> {
+        self.store.keep(router, task, scores)?;
+        if let Some(folder) = self.store.folder() {
+            self.context.interrupt.say_kept(|| {
+                format!(
+                    "finished scores are in {}; evaluate the other routers and tasks with the same --out to add theirs",
+                    folder.join("results.json").display()
+                )
+            });
+        }
+        Ok(())
     }
 
     /// Evaluates the pairs of this process.
@@ -77,7 +91,7 @@ impl EvalRun<'_> {
                         if let Some(warning) = warning.filter(|_| warned.insert(index)) {
                             bar.suspend(|| self.context.output.warn(warning));
                         }
-                        self.store.keep(&router.text, &task.name, &scores)?;
+                        self.keep(&router.text, &task.name, &scores)?;
                     }
                     Err(error) => {
                         let (router, task) = (Some(router.text.as_str()), Some(task.name.as_str()));

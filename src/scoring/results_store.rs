@@ -109,6 +109,11 @@ impl ResultsStore {
         Ok(Self { now, folder: Some(folder.to_owned()), log_samples: place.log_samples })
     }
 
+    /// The folder of results.json, if results are written.
+    pub fn folder(&self) -> Option<&Path> {
+        self.folder.as_deref()
+    }
+
     /// Adds the scores of a router on a task to results.json, which other processes may be adding to.
     pub fn keep(&mut self, router: &str, task: &str, scores: &TaskScores) -> Result<()> {
         self.now.insert(router, task, scores);
