@@ -295,6 +295,8 @@ fn read_target_modules(validator: &mut Validator) -> Targets {
         Some(Value::String(text)) => validator.accept(KEY, Targets::string(&text)).unwrap_or_else(Targets::unspecified),
         Some(value) => match strings(&value) {
             Some(names) if !names.is_empty() => Targets::list(names),
+            // Such an adapter is refused for what it does adapt.
+            Some(_) if validator.is_set("target_parameters") => Targets::unspecified(),
             _ => {
                 validator.refuse(KEY, format!("found {value}; expected names, an expression, or \"all-linear\""));
                 Targets::unspecified()
@@ -346,7 +348,9 @@ fn read_metadata(validator: &mut Validator) -> AdapterMetadata {
     let task = validator.take_as("task_type", expected, |value| serde_json::from_value(value.clone()).ok());
     let task_type = task.unwrap_or_default();
     if !matches!(task_type, TaskType::CausalLm | TaskType::Seq2SeqLm) {
-        validator.warn("task_type", format!("{task_type:?}: only the language model's own layers are adapted here"));
+        let name = serde_json::json!(task_type);
+        let name = name.as_str().unwrap_or_default();
+        validator.warn("task_type", format!("{name}: only the language model's own layers are adapted here"));
     }
     AdapterMetadata {
         base_model: validator.take_as("base_model_name_or_path", "a string", text),

@@ -56,6 +56,9 @@ fn check_config_exists(dir: &Path) -> Result<()> {
         return Ok(());
     }
     let place = dir.display();
+    if dir.is_file() {
+        return Err(AdapterError::AdapterFolder(format!("{place}: {}", of_file(dir))));
+    }
     let entries = fs::read_dir(dir).within(|| format!("{place}: not an adapter folder"))?;
     let inner = entries.flatten().map(|entry| entry.path()).filter(|path| path.join(CONFIG_FILE).is_file());
     let mut inner: Vec<String> = inner.map(|path| path.display().to_string()).collect();
@@ -68,6 +71,18 @@ fn check_config_exists(dir: &Path) -> Result<()> {
             inner.len()
         ),
     }))
+}
+
+/// What to do about a file where a folder is expected.
+fn of_file(path: &Path) -> String {
+    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+        return "a GGUF adapter; add it to a library with `lorakit library add`, and use --library".to_owned();
+    }
+    let folder = path.parent().map(|folder| if folder.as_os_str().is_empty() { Path::new(".") } else { folder });
+    match folder.filter(|folder| folder.join(CONFIG_FILE).is_file()) {
+        Some(folder) => format!("a file of an adapter; give its folder {}", folder.display()),
+        None => "a file; expected the folder that PEFT's save_pretrained wrote".to_owned(),
+    }
 }
 
 /// A module's tensors found so far.

@@ -37,7 +37,8 @@ pub(crate) const BEYOND_LORA: &[(&str, &str)] = &[
     ("megatron_config", "a Megatron base has other modules; convert the adapter to its Hugging Face base"),
     (
         "modules_to_save",
-        "it holds full copies of modules besides the LoRA; those of linear modules become low-rank by `library add --base B --convert svd:rank=R`",
+        "it holds full copies of modules besides the LoRA; those of linear modules and of the embedding (embed_tokens), but \
+         not those of norms, become low-rank by `library add --base B --convert svd:rank=R`",
     ),
     ("monteclora_config", "MonteCLoRA draws its weights at random; train a plain LoRA"),
     ("target_parameters", "it adapts bare parameters (of experts in a mixture); target modules instead"),
@@ -70,6 +71,11 @@ impl Validator {
     /// Takes the value of `key`, unless it is absent or null, which PEFT treats alike.
     pub(crate) fn take(&mut self, key: &str) -> Option<Value> {
         self.keys.shift_remove(key).filter(|value| !value.is_null())
+    }
+
+    /// Whether `key`, which is not yet taken, sets something.
+    pub(crate) fn is_set(&self, key: &str) -> bool {
+        self.keys.get(key).is_some_and(is_set)
     }
 
     /// Takes the value of `key` as converted by `read`; refuses it as not `expected` where `read` returns nothing.

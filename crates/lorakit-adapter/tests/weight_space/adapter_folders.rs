@@ -264,3 +264,18 @@ fn an_alpha_that_was_whole_stays_so() {
         }
     }
 }
+
+#[test]
+fn a_file_in_place_of_a_folder_is_refused_with_what_to_give() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().join("a");
+    Adapter::new([("m.q".to_owned(), random_update(1, 2, 3, 3, 1.0))].into()).write(&place).unwrap();
+    let message = |path: &std::path::Path| Adapter::read(path).unwrap_err().to_string();
+    let expected = format!("give its folder {}", place.display());
+    assert!(message(&place.join(WEIGHTS_FILE)).ends_with(&expected), "{}", message(&place.join(WEIGHTS_FILE)));
+    let [gguf, other] = ["a.gguf", "a.txt"].map(|name| folder.path().join(name));
+    fs::write(&gguf, "").unwrap();
+    fs::write(&other, "").unwrap();
+    assert!(message(&gguf).contains("a GGUF adapter; add it to a library with `lorakit library add`"));
+    assert!(message(&other).contains("a file; expected the folder"), "{}", message(&other));
+}

@@ -174,3 +174,18 @@ fn invalid_configurations_are_refused() {
     let error = PeftConfig::read(Path::new("no/such/adapter_config.json")).unwrap_err();
     assert!(chain(error).contains("no/such/adapter_config.json"));
 }
+
+#[test]
+fn an_adapter_of_parameters_alone_is_refused_for_these_alone() {
+    let keys = r#"{"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": [], "target_parameters": ["w"]}"#;
+    let refused = unsupported(PeftConfig::parse(keys).unwrap_err());
+    let keys: Vec<&str> = refused.keys.iter().map(|refused| refused.key.as_str()).collect();
+    assert_eq!(keys, ["target_parameters"]);
+}
+
+#[test]
+fn a_warning_names_the_task_type_as_the_file_does() {
+    let keys = r#"{"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q"], "task_type": "SEQ_CLS"}"#;
+    let warnings: Vec<String> = PeftConfig::parse(keys).unwrap().warnings.iter().map(ToString::to_string).collect();
+    assert!(warnings.iter().any(|warning| warning.contains("SEQ_CLS: only")), "{warnings:?}");
+}
