@@ -128,7 +128,18 @@ fn either_of_two_options_is_asked_for() {
     }
     let both = words("library check --library l --config c").failed(2);
     assert_contains(&both, &["--config <FILE>", "cannot be used with"]);
+    assert_contains(&words("library check experts").failed(2), &["a library as --library experts", "--config experts"]);
     assert_contains(&words("task ls --help").ok().stdout, &["hub:datasets/ORG/NAME"]);
+}
+
+/// As every other command has it.
+#[test]
+fn base_info_also_takes_base_as_an_option() {
+    let info = |line: &str| words(&format!("base info {line} --json")).json();
+    assert_eq!(info("--base pico")["parameters"], info("pico")["parameters"]);
+    assert_contains(&words("base info").failed(2), &["<B>"]);
+    let help = words("base info --help").ok().stdout;
+    assert!(help.contains("base info [OPTIONS] <B>") && !help.contains("--base <B>"), "{help}");
 }
 
 #[test]

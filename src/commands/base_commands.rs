@@ -1,6 +1,7 @@
 //! `base`: inspects a base model.
 
 use crate::args::train_config_args;
+use crate::args::usage::usage_error;
 use crate::base::base_source::BaseSource;
 use crate::base::pico;
 use crate::command_context::CommandContext;
@@ -37,10 +38,14 @@ pub struct WriteArgs {
 
 /// The arguments of `base info`.
 #[derive(Args, Debug)]
+#[command(override_usage = "lorakit base info [OPTIONS] <B>")]
 pub struct InfoArgs {
     /// Base model: a model folder, a GGUF file, hub:ORG/NAME[@REV][/FILE.gguf], or pico
-    #[arg(value_name = "B")]
-    base: BaseSource,
+    #[arg(value_name = "B", required_unless_present = "named_base")]
+    base: Option<BaseSource>,
+    /// The same, as it is given to other commands
+    #[arg(long = "base", value_name = "B", hide = true, conflicts_with = "base")]
+    named_base: Option<BaseSource>,
     /// Training settings for the memory estimate
     #[arg(long, num_args = 1.., value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -63,7 +68,8 @@ pub fn run(command: BaseCommand, context: &CommandContext) -> Result<()> {
 fn info(args: InfoArgs, context: &CommandContext) -> Result<()> {
     let mut settings = TrainConfig::default();
     train_config_args::assign(&mut settings, &args.set)?;
-    let base = args.base.open(context)?;
+    let given = args.base.or(args.named_base).ok_or_else(|| usage_error("give a base model"))?;
+    let base = given.open(context)?;
     train_config_args::ensure_targets(&settings, &base)?;
     train_config_args::ensure_rank(&settings, &base, context)?;
     let needs = MemoryNeeds::of(&base, &settings)?;

@@ -31,6 +31,14 @@ pub struct CheckArgs {
     /// Check a single adapter_config.json
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// A path without an option, for a message that says which one it needs
+    #[arg(hide = true, value_name = "DIR", value_parser = refuse_unnamed)]
+    #[allow(dead_code, reason = "its parser refuses every value")]
+    unnamed: Option<PathBuf>,
+}
+
+fn refuse_unnamed(path: &str) -> Result<PathBuf, String> {
+    Err(format!("give a library as --library {path}, or an adapter_config.json as --config {path}"))
 }
 
 /// The list of refused features for `--help`.
