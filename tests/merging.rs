@@ -446,7 +446,10 @@ fn merge_into_pico() {
     let message = words(&format!("eval --base {model} {other} --router base")).failed(1);
     assert!(message.contains("--split all"), "{message}");
     let (adapter, merged) = (path("adapter"), path("merged"));
-    words(&format!("merge --library {library} --method cat --out {adapter}")).ok();
+    let text = words(&format!("merge --library {library} --method cat --out {adapter}")).ok().stdout;
+    assert!(!text.contains("squared norm"), "nothing is truncated: {text}");
+    let truncated = format!("merge --library {library} --method svd:rank=1 --out {}", path("truncated"));
+    assert!(words(&truncated).ok().stdout.contains("of the squared norm of the method's result"));
     words(&format!("library add --library {merged} --base pico all={adapter}")).ok();
     let message = words(&format!("eval --base pico --library {merged} {other} --router expert:all")).failed(1);
     assert!(message.contains("--split all"), "{message}");

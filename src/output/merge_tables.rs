@@ -150,7 +150,15 @@ impl MergeDocument<'_> {
             (Some(least), Some(most)) if least != most => format!("ranks {least} to {most}"),
             (_, most) => format!("rank {}", most.unwrap_or_default()),
         };
-        let kept = format!("{:.2} % of the squared norm retained, error {:.4}", 100.0 * self.retained, self.error);
+        // Without truncation there is nothing to say: it would read as if the merge itself were exact.
+        let kept = match self.modules.iter().any(|module| module.retained < 1.0) {
+            true => format!(
+                "; of the squared norm of the method's result, {:.2} % is retained at this rank, with an error of {:.4}",
+                100.0 * self.retained,
+                self.error
+            ),
+            false => String::new(),
+        };
         let out = self.out.display();
         let end = match self.rounding {
             None => format!("The PEFT adapter is in {out}"),
@@ -168,6 +176,6 @@ impl MergeDocument<'_> {
             (None, None) => self.method.to_owned(),
         };
         let (modules, norm) = (pluralize(self.modules.len(), "module"), float(self.norm, 4));
-        format!("{tables}\n\n{method}: {modules}, {ranks}, norm {norm}, {kept}\n{end}")
+        format!("{tables}\n\n{method}: {modules}, {ranks}, norm {norm}{kept}\n{end}")
     }
 }
