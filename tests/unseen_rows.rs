@@ -84,3 +84,25 @@ fn files_for_train_and_test_may_have_the_same_rows() {
     let error = words(&format!("eval --base pico --router base --tasks {task} --fit {task}")).failed(1);
     assert!(error.contains("30 of 30 test rows of the evaluated task `same` are among its training rows"), "{error}");
 }
+
+#[test]
+fn another_split_of_the_same_file_is_refused_by_the_name_of_the_split() {
+    let work = tempfile::tempdir().unwrap();
+    let path = |name: &str| work.path().join(name).display().to_string();
+    let rows: String = (0..60).map(|i| format!("{}\n", json!({"input": format!("row {i}"), "output": i}))).collect();
+    fs::write(path("a.jsonl"), rows).unwrap();
+    fs::write(path("first.toml"), "rows = \"a.jsonl\"\n").unwrap();
+    fs::write(path("second.toml"), "rows = \"a.jsonl\"\nsplit_seed = 5\n").unwrap();
+    let (first, second, library) = (path("first.toml"), path("second.toml"), path("library"));
+    words(&format!("train-experts --base pico --tasks {first} --library {library} --set max_steps=1 -q")).ok();
+    let eval =
+        format!("eval --base pico --library {library} --router uniform --tasks other={second} --limit 2 --split");
+    for (split, expected) in [
+        ("test", "so it has seen test rows"),
+        ("validation", "so it has seen validation rows"),
+        ("train", "so these train rows are not those that it was trained on"),
+    ] {
+        let error = words(&format!("{eval} {split}")).failed(1);
+        assert!(error.contains(expected), "{error}");
+    }
+}

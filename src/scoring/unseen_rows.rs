@@ -104,10 +104,14 @@ impl<'a> ScoredRows<'a> {
         if seen.sha256 == hash && seen.split_seed != task.split_seed {
             bail!(
                 "task `{}` ({path}) is split with split_seed {}, but expert `{expert}` was trained on the same rows split \
-                 with {}, so it has seen test rows. Set split_seed = {} in the task's TOML, or use --split all",
+                 with {}, so {}. Set split_seed = {} in the task's TOML, or use --split all",
                 task.name,
                 task.split_seed,
                 seen.split_seed,
+                match self.split {
+                    Split::Train => "these train rows are not those that it was trained on".to_owned(),
+                    split => format!("it has seen {split} rows"),
+                },
                 seen.split_seed,
             );
         }
