@@ -53,10 +53,16 @@ fn target(resolved: &ResolvedBase, adapter: &Adapter) -> Result<(Checkpoint, Bas
 pub fn write(resolved: &ResolvedBase, adapter: &Adapter, folder: &Path, context: &CommandContext) -> Result<Rounding> {
     let (checkpoint, _) = target(resolved, adapter)?;
     model_files::write(resolved, folder)?;
-    if let Some(module) = tied_module(&resolved.config()?, adapter) {
+    let config = resolved.config()?;
+    if let Some(module) = tied_module(&config, adapter) {
+        let head = config.descriptor.lm_head;
         model_files::untie(&folder.join("config.json"))?;
+        let change = match adapter.modules().contains_key(head) && module != head {
+            true => format!("`{module}` and `{head}`, each by a change of its own"),
+            false => format!("`{module}` alone"),
+        };
         context.output.status(format!(
-            "the adapter changes `{module}` alone, and the base's head is tied to its embedding: the written model has a \
+            "the adapter changes {change}, and the base's head is tied to its embedding: the written model has a \
              head of its own (tie_word_embeddings is false)"
         ));
     }
