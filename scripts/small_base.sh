@@ -90,7 +90,8 @@ esac
 cost $((count * 2 + 3 * k + 1)) $((libraries * count * steps * 16)) $((82 * count * ${ROWS:-50})) "${tasks[@]}"
 
 # Routers by what they see: weights alone; answers to validation rows; k prompts of each task; these and 4 validation rows.
-weights_alone=(uniform random arrow_norm arrow arrow:top_k=all arrow:top_k=1 arrow:mixing=separate uniform:mixing=separate)
+weights_alone=(uniform random arrow_norm arrow arrow:top_k=all arrow:top_k=1 spectr lag
+    arrow:mixing=separate uniform:mixing=separate)
 of_prompts() { echo "cm:rows=$1" "tfidf:rows=$1" "tp:rows=$1" "evidence:rows=$1,temperature=0.1,fallback=base" "evidence:rows=$1"; }
 read -ra of_5 <<< "$(of_prompts 5)"
 read -ra of_16 <<< "$(of_prompts 16)"
