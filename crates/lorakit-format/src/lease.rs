@@ -281,21 +281,22 @@ mod tests {
     fn of_many_that_wait_one_takes_over() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(path(folder.path(), 1), "a killed process\n").unwrap();
+        let until = Instant::now() + 4 * SHORT;
         let wait = || {
             let mut watch = LeaseWatch::default();
-            let until = Instant::now() + 4 * SHORT;
             while Instant::now() < until {
-                if let Some(held) = acquire(folder.path(), SHORT, &mut watch) {
-                    // To the others it stays alive until all have ended.
-                    std::thread::sleep(until.saturating_duration_since(Instant::now()));
-                    return usize::from(held.0.ensure_held().is_ok());
+                if let Some((held, _)) = acquire(folder.path(), SHORT, &mut watch) {
+                    return Some(held);
                 }
                 std::thread::sleep(SHORT / 50);
             }
-            0
+            None
         };
-        let taken: usize =
-            std::thread::scope(|scope| [(); 8].map(|()| scope.spawn(wait)).map(|w| w.join().unwrap()).iter().sum());
+        // A lease stays alive until all have ended: a thread that starts late would else find it given back.
+        let held: Vec<Lease> = std::thread::scope(|scope| {
+            [(); 8].map(|()| scope.spawn(wait)).into_iter().filter_map(|waiting| waiting.join().unwrap()).collect()
+        });
+        let taken = held.iter().filter(|held| held.ensure_held().is_ok()).count();
         assert_eq!(taken, 1);
     }
 
