@@ -48,7 +48,7 @@ impl Setup {
 const STEPS: usize = 60;
 
 /// How experts are trained. Their change of the base is that of adapters of large models, a few percent of the weights:
-/// many modules and a high rank change each weight little for what they learn. `scripts/README.md` has the settings that
+/// many modules and a high rank change each weight little for what they learn. `scripts/results/README.md` has the settings that
 /// were tried on validation rows.
 fn config(steps: usize) -> TrainConfig {
     TrainConfig {

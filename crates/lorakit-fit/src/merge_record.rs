@@ -7,7 +7,6 @@ use crate::trained_encoding::{encoding_settings, trained_encoding};
 use lorakit_adapter::{
     BaseIdentity, EXPERT_RECORD_FILE, ExpertRecord, Library, MODEL_RECORD_FILE, OpaqueRecord, TaskRecord,
 };
-use lorakit_route::LibraryStack;
 use lorakit_route::merge::{Coefficients, MergeMethod};
 use lorakit_route::{Expert, LibraryStack};
 use lorakit_task::RowEncoding;

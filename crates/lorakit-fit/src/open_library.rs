@@ -2,7 +2,7 @@
 
 use crate::error::{FitError, Result, WithContext as _};
 use crate::record_file::record_beside;
-use lorakit_adapter::{Adapter, BaseModule, ExpertRecord, ExpertWeights, Library, OpaqueRecord, TaskRecord};
+use lorakit_adapter::{Adapter, BaseModule, ExpertHash, ExpertRecord, Library, OpaqueRecord, TaskRecord};
 use lorakit_model::Base;
 use lorakit_route::{Expert, LibraryStack};
 use rayon::prelude::*;
@@ -57,9 +57,9 @@ impl OpenLibrary {
     ///
     /// # Errors
     /// As [`OpenLibrary::weights_sha256`].
-    pub fn expert_weights(&self) -> Result<Vec<ExpertWeights>> {
+    pub fn expert_hashes(&self) -> Result<Vec<ExpertHash>> {
         let of = |expert: &Expert| {
-            Ok(ExpertWeights { name: expert.name.clone(), sha256: weights_sha256(&self.library, expert)? })
+            Ok(ExpertHash { name: expert.name.clone(), sha256: weights_sha256(&self.library, expert)? })
         };
         self.experts.experts().iter().map(of).collect()
     }

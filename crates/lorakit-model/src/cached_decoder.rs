@@ -204,7 +204,7 @@ impl<'a> CachedDecoder<'a> {
     /// If a sequence has no room for its tokens, or is given twice. No sequence has changed then.
     pub fn forward(&mut self, appended: &[(usize, &[u32])], precision: TokenPrecision) -> Result<Tensor> {
         self.ensure_room(appended)?;
-        with_awake_threads(|| self.states(appended, precision))
+        with_awake_threads(self.base.device().is_cpu(), || self.states(appended, precision))
     }
 
     /// Fails unless each sequence has room for its tokens and is given once.

@@ -297,7 +297,9 @@ impl Library {
     /// # Errors
     /// As [`record`](Self::record).
     pub fn record_as<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
-        read_json_if_exists(&self.expert_folder(name)?.join(EXPERT_RECORD_FILE))
+        read_unreplaced(&self.expert_path(name)?, || {
+            read_json_if_exists(&self.expert_folder(name)?.join(EXPERT_RECORD_FILE))
+        })
     }
 
     /// The SHA-256 of the weights file of the expert `name`.

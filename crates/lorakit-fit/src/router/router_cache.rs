@@ -62,7 +62,7 @@ impl CacheKey {
             formulas: info.version,
             dtype: base.dtype_override().map(|dtype| dtype.as_str().to_owned()),
         };
-        Self::of(info.name, rows.library().expert_hashes(rows.experts().names())?, origin)
+        Self::of(info.name, rows.expert_hashes()?, origin)
     }
 
     fn of(router: &str, experts: Vec<ExpertHash>, origin: StateOrigin) -> Result<Self> {

@@ -6,7 +6,7 @@ use crate::fit_context::FitContext;
 use crate::pluralize::pluralize;
 use crate::task_record::task_record;
 use crate::trained_encoding::trained_encoding;
-use lorakit_adapter::{ExpertWeights, Library, TaskRecord};
+use lorakit_adapter::{ExpertHash, Library, TaskRecord};
 use lorakit_format::hash::sha256;
 use lorakit_format::hash_sketch::HashSketch;
 use lorakit_model::{Base, TokenBatch};
@@ -142,9 +142,9 @@ impl<'a> TrainingRows<'a> {
     /// The hashes of the experts' weights as they were read.
     ///
     /// # Errors
-    /// As [`OpenLibrary::expert_weights`](crate::OpenLibrary::expert_weights).
-    pub fn expert_weights(&self) -> Result<Vec<ExpertWeights>> {
-        self.context.library.expert_weights()
+    /// As [`OpenLibrary::expert_hashes`](crate::OpenLibrary::expert_hashes).
+    pub fn expert_hashes(&self) -> Result<Vec<ExpertHash>> {
+        self.context.library.expert_hashes()
     }
 
     /// The library.

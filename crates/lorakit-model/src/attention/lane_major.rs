@@ -5,7 +5,7 @@ use lorakit_lora::kernels::simd::Simd;
 use pulp::bytemuck::cast_slice_mut;
 use std::ops::Range;
 
-/// The rows of a head, `[rows]`; zeros behind the last fill a whole block.
+/// The rows of a head, `[rows]`; zeros after the last fill a whole block.
 pub(crate) struct HeadRows<const GROUPS: usize>(Vec<HeadRow<GROUPS>>);
 
 impl<const GROUPS: usize> HeadRows<GROUPS> {

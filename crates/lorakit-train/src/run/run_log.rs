@@ -16,6 +16,8 @@ pub(crate) struct RunLog {
     file: std::fs::File,
     path: PathBuf,
     tensorboard: TensorBoardLog,
+    /// The passes that have lines.
+    passes: BTreeSet<u64>,
 }
 
 /// A line of the log. Values are in f64, since JSON of f32 values has other digits.
@@ -75,7 +77,7 @@ impl RunLog {
         atomic::write_file(&path, &lines.concat())?;
         let tensorboard = TensorBoardLog::create(folder, &kept)?;
         match OpenOptions::new().append(true).open(&path) {
-            Ok(file) => Ok(Self { file, path, tensorboard }),
+            Ok(file) => Ok(Self { file, path, tensorboard, passes }),
             Err(source) => Err(TrainError::Io { path, action: "written", source }),
         }
     }

@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 
 /// The maximum number of cross-validation folds.
 const FOLDS: usize = 10;
-/// Above this number of experts, slopes choose those that are tried alone.
+/// Above this number of experts, gradients choose those that are tried alone.
 const MAX_FIRST_CANDIDATES: usize = 32;
 /// The number of candidates per round after the first.
 const CANDIDATES_PER_ROUND: usize = 6;
