@@ -219,7 +219,7 @@ fn in_folder<'a>(file: &'a str, folder: &str) -> Option<&'a str> {
     }
 }
 
-/// The files of each split, by `entries`, the `data_files` of a card.
+/// The files of each split, as the `data_files` of a dataset card name them.
 fn named_by_card(entries: &[Value], files: &[&str], name: &str) -> Result<Splits> {
     let mut splits = Splits::new();
     for entry in entries {

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::Map;
 
 use crate::clusters::{Cluster, ClusterMethod, Clusters};
-use crate::clusters_file::name_lists::{Entries, NameLists};
+use crate::clusters_file::name_lists::{JsonEntries, NameLists};
 use crate::clusters_file::pretty_json::write_pretty;
 use crate::error::Result;
 
@@ -18,7 +18,7 @@ impl Clusters {
     /// If the file cannot be written.
     pub fn write_mttl(&self, path: &Path) -> Result<()> {
         let lists = self.clusters().iter().map(|cluster| (cluster.name.clone(), cluster.experts.clone()));
-        write_pretty(path, &Entries(lists.collect::<Vec<(String, Vec<String>)>>()))
+        write_pretty(path, &JsonEntries(lists.collect::<Vec<(String, Vec<String>)>>()))
     }
 }
 

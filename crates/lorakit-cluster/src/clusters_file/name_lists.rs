@@ -7,41 +7,41 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Lists of names by cluster.
-pub(crate) type NameLists = Entries<Vec<String>>;
+pub(crate) type NameLists = JsonEntries<Vec<String>>;
 
 /// The entries of a JSON object, in the order of the file. A repeated key, which JSON parsers accept, is kept: whoever
 /// reads the entries must refuse it.
-pub(crate) struct Entries<T>(pub Vec<(String, T)>);
+pub(crate) struct JsonEntries<T>(pub Vec<(String, T)>);
 
-impl<T> Default for Entries<T> {
+impl<T> Default for JsonEntries<T> {
     fn default() -> Self {
         Self(Vec::new())
     }
 }
 
-impl<T: Serialize> Serialize for Entries<T> {
+impl<T: Serialize> Serialize for JsonEntries<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_map(self.0.iter().map(|(name, value)| (name, value)))
     }
 }
 
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Entries<T> {
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for JsonEntries<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(EntriesVisitor(PhantomData))
+        deserializer.deserialize_map(JsonEntriesVisitor(PhantomData))
     }
 }
 
-struct EntriesVisitor<T>(PhantomData<T>);
+struct JsonEntriesVisitor<T>(PhantomData<T>);
 
-impl<'de, T: Deserialize<'de>> Visitor<'de> for EntriesVisitor<T> {
-    type Value = Entries<T>;
+impl<'de, T: Deserialize<'de>> Visitor<'de> for JsonEntriesVisitor<T> {
+    type Value = JsonEntries<T>;
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str("an object of cluster names and lists")
     }
 
-    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Entries<T>, M::Error> {
-        let mut entries = Entries::default();
+    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<JsonEntries<T>, M::Error> {
+        let mut entries = JsonEntries::default();
         while let Some(entry) = map.next_entry()? {
             entries.0.push(entry);
         }

@@ -7,7 +7,7 @@ use lorakit_format::read_text;
 use serde_json::{Map, Value};
 
 use crate::clusters::{Cluster, ClusterMethod, Clusters};
-use crate::clusters_file::name_lists::Entries;
+use crate::clusters_file::name_lists::JsonEntries;
 use crate::error::{ClusterError, Result};
 
 /// The only key of a published file that is not a cluster.
@@ -24,7 +24,7 @@ pub fn read_published(path: &Path) -> Result<Clusters> {
 }
 
 fn parse(text: &str) -> Result<Clusters> {
-    let Entries(file): Entries<Value> = serde_json::from_str(text).map_err(|error| {
+    let JsonEntries(file): JsonEntries<Value> = serde_json::from_str(text).map_err(|error| {
         ClusterError::Inconsistent(format!("{error}; expected an object of cluster names and lists of tasks"))
     })?;
     let mut settings = Map::new();

@@ -59,12 +59,12 @@ impl PassRun<'_, '_> {
             let shared_end = !step.ended.is_empty() && (pass.is_running() || step.ended.len() > 1);
             let every = run.trainer.config.save_steps;
             let due = every > 0 && step.step.is_multiple_of(every);
-            let first = shared_end || (due && pass.is_running());
+            let checkpoint_first = shared_end || (due && pass.is_running());
             // On a full disk there may be room for the experts where there is none for the checkpoint, and the other way
             // round: what can be kept is kept.
-            let saved = if first { self.save_checkpoint(&pass, &path) } else { Ok(()) };
+            let saved = if checkpoint_first { self.save_checkpoint(&pass, &path) } else { Ok(()) };
             let stored = self.save_finished(&pass, step.ended);
-            if stored.is_err() && !first {
+            if stored.is_err() && !checkpoint_first {
                 // The experts of this step are stored from it by the next run. Why it fails, they have said.
                 let _ = self.save_checkpoint(&pass, &path);
             }
@@ -132,6 +132,8 @@ impl PassRun<'_, '_> {
         let (library, record) = (self.run.trainer.library, self.record(pass, expert)?);
         let save = |library: &Library| self.run.target.save(library, pass, expert, &record);
         let Some(part) = self.lock else { return save(library) };
+        // Who has lost the part does not wait for the library's lock, which its successor may hold for long.
+        part.ensure_held()?;
         let change = library.lock_for_change()?;
         while_held(Some(part), || while_held(Some(&change), || save(&library.guarded_by(&[part, &change]))))
     }
