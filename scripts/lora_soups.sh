@@ -14,8 +14,10 @@
 # DATA   the folder that the head of configs/tasks/lora_soups.toml describes
 # OUT    the folder for adapters and results; an interrupted run can be resumed
 #
-# With --small, ten compositions of two of the skills of suite:skills over pico, with their 32 experts too: ten minutes a
-# seed on two cores.
+# With --small, nine compositions of two tasks of Instruction Induction over a small real base, and with the 24 experts of
+# these tasks too: DATA is the folder that configs/tasks/instruction_induction_composed.toml calls {data}; ROWS (24) test rows.
+# Experts as in small_base.sh: STEPS (40) of 16 rows at a rate of RATE (1e-3). Two hours a seed on two cores over
+# SmolLM2-135M. Without BASE and DATA, ten compositions of two of the 32 skills of suite:skills over pico: ten minutes.
 #
 # All rows of a target are scored but 32: weights of the rows `CAT, 5 rows`, `CAT, 32 rows` and LoraHub are fitted to these.
 #
@@ -28,13 +30,14 @@
 # robustness task, whose data have no license.
 #
 # Usage: [SEEDS="0 1 2"] scripts/lora_soups.sh CASE BASE DATA OUT [OPTIONS...]
-#        [SEEDS="0 1 2"] scripts/lora_soups.sh --small OUT
+#        [SEEDS="0 1 2"] scripts/lora_soups.sh --small [BASE DATA] OUT
 #        scripts/lora_soups.sh --smoke OUT
 source "$(dirname "$0")/paper_run.sh"
 
 [ "$mode" = full ] || [ -z "${QUICK:-}" ] || mode=smoke
 
 few=100 fit="" # rows of each skill that weights are fitted to, and how
+of_all_skills=(lorahub lorahub:mode=as-published uniform scaled_uniform arrow) # routers over the whole library
 data=() limit=()
 # A composition: its name, the two skills, and the task that needs both. Spaces separate the fields.
 compositions=()
@@ -99,13 +102,34 @@ case "$mode" in
         "$lorakit" task ls "$(paper_task alpaca),squad,pubmed_questions,pubmed_decisions" "$(paper_task pubmed_texts)" "${data[@]}"
         ;;
     small)
-        [ $# -eq 1 ] || usage
-        base=pico out="$1" few=16
-        settings=(learning_rate=1e-2 max_steps=40 max_grad_norm=1 dropout=0 eval_steps=0)
-        skill() { echo "suite:skills/$1"; }
-        while read -r task inner outer; do
-            compositions+=("$task $inner $outer suite:skills/$task")
-        done <<'END'
+        few=16
+        if [ $# -eq 3 ]; then
+            base="$1" data=(--data "$2") out="$3" fit=,steps=50 limit=(--limit "${ROWS:-24}")
+            all_skills=("$root/configs/tasks/instruction_induction.toml" "${data[@]}")
+            settings=(learning_rate="${RATE:-1e-3}" max_steps="${STEPS:-40}" max_grad_norm=1 eval_steps=0)
+            skill() { echo "$root/configs/tasks/instruction_induction.toml:$1"; }
+            while read -r task inner outer; do
+                compositions+=("$task $inner $outer $root/configs/tasks/instruction_induction_composed.toml:$task")
+            done <<'END'
+antonym_first_letter antonyms first_word_letter
+antonym_letters antonyms letters_list
+german_first_letter translation_en-de first_word_letter
+spanish_letters translation_en-es letters_list
+french_second_letter translation_en-fr second_word_letter
+larger_animal_first_letter larger_animal first_word_letter
+plural_letters singular_to_plural letters_list
+sum_in_words sum num_to_verbal
+difference_in_words diff num_to_verbal
+END
+        else
+            [ $# -eq 1 ] || usage
+            base=pico out="$1" all_skills=(suite:skills)
+            of_all_skills+=(cat:rows=32 cat)
+            settings=(learning_rate=1e-2 max_steps=40 max_grad_norm=1 dropout=0 eval_steps=0)
+            skill() { echo "suite:skills/$1"; }
+            while read -r task inner outer; do
+                compositions+=("$task $inner $outer suite:skills/$task")
+            done <<'END'
 reverse_of_up1 order_reverse shift_up1
 left_of_down1 order_left shift_down1
 up1_of_left shift_up1 order_left
@@ -117,6 +141,7 @@ dash_of_add1 join_dash digits_add1
 first_upper_of_up1 capitals_first shift_up1
 reverse_of_no_vowels order_reverse filter_to_consonants
 END
+        fi
         ;;
 esac
 
@@ -188,8 +213,12 @@ if [ "$mode" != small ]; then
         $(((${#candidates[@]} + 3) * scored + 3 * validations / 16 / 80)) \
         "${skills[@]}" "${data[@]}" -- "${targets[@]}" "${data[@]}"
 fi
+if [ "$base" != pico ] && [ "$mode" = small ]; then
+    cost $((24 + ${#compositions[@]} * (3 + 2 * 17))) $(((24 + 2 * ${#compositions[@]}) * ${STEPS:-40} * 16)) \
+        $((${#compositions[@]} * ((${#candidates[@]} + 8) * ${ROWS:-24} + 4 * 50 * 16 * 3))) "${all_skills[@]}"
+fi
 for seed in "${seeds[@]}"; do
-    tasks=(suite:skills)
+    tasks=("${all_skills[@]}")
     [ "$mode" = small ] || tasks=("${skills[@]}" "${data[@]}")
     train "$seed" skills
     for composition in "${compositions[@]}"; do
@@ -198,8 +227,7 @@ for seed in "${seeds[@]}"; do
     done
     if [ "$mode" = small ]; then
         # The whole library, at weights fitted to rows of the composition, and without any rows.
-        evaluate "$seed" library.eval skills "${targets[@]}" -- --router lorahub lorahub:mode=as-published cat:rows=32 cat \
-            uniform scaled_uniform arrow
+        evaluate "$seed" library.eval skills "${targets[@]}" -- "${data[@]}" "${limit[@]}" --router "${of_all_skills[@]}"
     fi
 done
 if [ "$mode" = small ]; then table two_skills_library; fi
