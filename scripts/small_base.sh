@@ -13,7 +13,8 @@
 #
 # STEPS (100) of 16 rows a task at a rate of RATE (1e-3), ROWS (50) test rows, K (10) clusters; METRICS (loss) may name
 # exact_match too, far slower than losses. PART=private leaves out experts of clusters and the joint one, PART=clusters all
-# else. Tasks without an expert: the experts of a whole family of tasks are left out, one family at a time.
+# else; PART=adapted adapts the private experts to a task of each family, whose own experts are left out, by a hundredth of
+# its rows and by all. Tasks without an expert: the experts of a whole family of tasks are left out, one family at a time.
 # Ten minutes a set over stories260K, some hours over SmolLM2-135M.
 #
 # Usage: [SEEDS="0 1 2"] scripts/small_base.sh --small SET BASE DATA OUT [OPTIONS...]
@@ -85,6 +86,7 @@ case "$part" in
     all) libraries=5 ;;
     private) libraries=1 ;;
     clusters) libraries=4 ;;
+    adapted) libraries=2 ;;
     *) usage ;;
 esac
 cost $((count * 2 + 3 * k + 1)) $((libraries * count * steps * 16)) $((82 * count * ${ROWS:-50})) "${tasks[@]}"
@@ -213,11 +215,46 @@ experts_of_clusters() {
     each_router "$seed" joint.eval joint "${set[@]}" -- expert:joint
 }
 
-if [ "$part" != clusters ]; then
+# adapt_to_each_family SEED METHOD FRACTION OPTION...: adapters of a task of each family, by the experts of the other families.
+adapt_to_each_family() {
+    local seed="$1" method="$2" fraction="$3" family others selected routers on=() from=() run="$out/seed-$1"
+    local name="adapted/${method%%:*}-$fraction"
+    for family in "${families[@]}"; do
+        mapfile -t selected < <(grep -E -m 1 "$family" <<< "$names" || true)
+        [ "${#selected[@]}" -gt 0 ] || continue
+        others="$(grep -vE "$family" <<< "$names" | paste -sd,)"
+        select_tasks "${selected[@]}"
+        on+=("${selected[@]}")
+        [ "$method" = no_library ] || from=(--library "$run/private" --experts "$others")
+        once "$lorakit" adapt -q --base "$base" "${from[@]}" --method "$method" --fraction "$fraction" --tasks "${selected[@]}" \
+            "${data[@]}" --limit 1 --seed "$seed" --out "$run/$name" "${options[@]}" "${@:4}" > /dev/null
+    done
+    [ "$method" = no_library ] && routers=(base oracle) || routers=(oracle)
+    each_router "$seed" "$name.eval" "$name" "${on[@]}" -- "${routers[@]}"
+}
+
+# From one percent of a task's rows, and from all.
+adapted() {
+    local seed="$1" fraction training=(--set "${settings[@]}")
+    train "$seed" private
+    for fraction in 0.01 1; do
+        adapt_to_each_family "$seed" no_library "$fraction" "${training[@]}"
+        adapt_to_each_family "$seed" mean "$fraction" "${training[@]}"
+        adapt_to_each_family "$seed" "cat:steps=$steps" "$fraction"
+    done
+    adapt_to_each_family "$seed" poly_z 0.01 --set "${settings[@]:1}" # it has a learning rate of its own
+    adapt_to_each_family "$seed" lorahub 0.01
+}
+
+if [ "$part" = all ] || [ "$part" = private ]; then
     for seed in "${seeds[@]}"; do private_experts "$seed"; done
     tables_of_private_experts
 fi
-if [ "$part" != private ]; then
+if [ "$part" = all ] || [ "$part" = clusters ]; then
     for seed in "${seeds[@]}"; do experts_of_clusters "$seed"; done
     table small_base_clusters
+fi
+if [ "$part" = all ] || [ "$part" = adapted ]; then
+    for seed in "${seeds[@]}"; do adapted "$seed"; done
+    table small_base_adapted
 fi
