@@ -1,10 +1,10 @@
 //! The task files in `configs/tasks` with the data sets that they describe, which are not in the repository.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use lorakit_task::{Example, Split, Task, Tokenizer, choice_requests};
+use lorakit_task::{Example, Row, Split, Task, Tokenizer, choice_requests};
 
 /// A path in `../shared`.
 fn shared(path: &str) -> PathBuf {
@@ -29,6 +29,7 @@ fn task_files_load_where_their_data_is_here() {
     for (file, count) in [
         ("function_vectors.toml", 56),
         ("instruction_induction.toml", 24),
+        ("instruction_induction_composed.toml", 9),
         ("bbh.toml", 22),
         ("llm_adapters.toml", 7),
         ("gsm8k.toml", 1),
@@ -130,6 +131,37 @@ fn other_prompts_of_instruction_induction_ask_for_the_same_answers() {
             wordings.insert(wording.to_owned());
         }
         assert_eq!(wordings.len(), 3, "{}: {wordings:?}", task.name);
+    }
+}
+
+/// The answer of a composition is what the second task answers to the first one's answer, where it has a row of that input.
+#[test]
+#[ignore = "needs ../shared"]
+fn compositions_continue_with_the_answer_of_their_first_task() {
+    let data = shared("data/tasks");
+    let answers = |name: &str| -> BTreeMap<String, String> {
+        let task = load(&format!("instruction_induction.toml:{name}"), &data).remove(0);
+        let rows = task.rows(Split::All, None).unwrap();
+        let input = |row: &Row| row.prompt.split_once('\n').unwrap().1.trim_end().to_owned();
+        rows.iter().map(|row| (input(row), row.target().to_owned())).collect()
+    };
+    for (name, first, second, least) in [
+        ("sum_in_words", "sum", "num_to_verbal", 5050),
+        ("difference_in_words", "diff", "num_to_verbal", 5050),
+        ("antonym_letters", "antonyms", "letters_list", 300),
+        ("antonym_first_letter", "antonyms", "first_word_letter", 300),
+    ] {
+        let (inner, outer) = (answers(first), answers(second));
+        let task = load(&format!("instruction_induction_composed.toml:{name}"), &data).remove(0);
+        let mut compared = 0;
+        for row in task.rows(Split::All, None).unwrap() {
+            let input = row.prompt.split_once('\n').unwrap().1.trim_end();
+            if let Some(answer) = outer.get(&inner[input]) {
+                assert_eq!(row.target(), answer, "{name}: {input}");
+                compared += 1;
+            }
+        }
+        assert!(compared >= least, "{name}: {compared}");
     }
 }
 
