@@ -173,6 +173,76 @@ fn eval_scores_chance_and_writes_a_report() {
     assert!(html.contains("2 routers on 6 tasks") && html.contains("task5"), "{html}");
 }
 
+/// The library of two experts over pico, `join_dash` and `shift_up1`.
+fn two_experts() -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/library_0.1").display().to_string()
+}
+
+#[test]
+fn eval_measures_the_responses_of_own_experts_for_a_table() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let (library, out, page) = (two_experts(), path("seed-0/private.upstream"), path("page.html"));
+    let tasks = ["suite:skills/join_dash", "suite:skills/shift_up1", "suite:skills/shift_down1"];
+    let eval = |more: &[&str]| {
+        let fixed = ["eval", "--base", "pico", "--library", &library, "--limit", "3", "--metrics", "loss", "--tasks"];
+        let routers = ["--router", "base", "oracle", "--response-ratio"];
+        run([&fixed[..], &tasks, &routers, more].concat())
+    };
+    let ran = eval(&["--json", "--out", &out, "--log-samples"]);
+    // The oracle fails on the task without an expert, and all else is kept.
+    assert_eq!(ran.code, 1, "{}", ran.stderr);
+    assert_contains(&ran.stderr, &["response_ratio: 1 task left out; no expert was trained on the task `shift_down1`"]);
+    let text = fs::read_to_string(path("seed-0/private.upstream/results.json")).unwrap();
+    let document: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let measured = document["results"]["response_ratio"].as_object().unwrap();
+    assert_eq!(measured.keys().collect::<Vec<_>>(), ["join_dash", "shift_up1"]);
+    for (task, scores) in measured {
+        let metrics = scores["metrics"].as_object().unwrap();
+        assert_eq!(metrics.keys().collect::<Vec<_>>(), ["response_ratio"]);
+        let samples = path(&format!("seed-0/private.upstream/samples_response_ratio_{task}.jsonl"));
+        let rows = fs::read_to_string(samples).unwrap();
+        let of_row = |line: &str| {
+            let sample: serde_json::Value = serde_json::from_str(line).unwrap();
+            sample["metrics"]["response_ratio"].as_f64().unwrap()
+        };
+        let ratios: Vec<f64> = rows.lines().map(of_row).collect();
+        let mean = ratios.iter().sum::<f64>() / 3.0;
+        let value = metrics["response_ratio"]["value"].as_f64().unwrap();
+        assert!(ratios.len() == 3 && (mean - value).abs() < 1e-9 && mean > 0.0, "{ratios:?} {value}");
+    }
+
+    let shown = eval(&["--report", &page]);
+    let lines: Vec<&str> = shown.stdout.lines().collect();
+    let table = |metric: &str| lines.iter().find(|line| line.trim_start().starts_with(metric)).copied().unwrap_or("");
+    assert!(!table("loss").contains("response_ratio"), "{}", shown.stdout);
+    assert!(
+        table("response_ratio").contains("rows") && !table("response_ratio").contains("oracle"),
+        "{}",
+        shown.stdout
+    );
+    assert!(!fs::read_to_string(page).unwrap().contains("response_ratio"));
+    let spec = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/tables/modular_llms_response_ratio.toml");
+    let compared = run(["compare", &spec.display().to_string(), "--runs", &path("seed-0")]).ok();
+    assert_contains(&compared.stdout, &["| private | 1.0", " ±0.0"]);
+}
+
+#[test]
+fn a_response_ratio_needs_a_library_with_several_experts() {
+    let fixed = ["eval", "--base", "pico", "--router", "base", "--response-ratio", "--tasks", "suite:skills/join_dash"];
+    assert_contains(&run(fixed).failed(2), &["--library <L>"]);
+    let (folder, from) = (tempfile::tempdir().unwrap(), two_experts());
+    fs::create_dir_all(folder.path().join("experts/join_dash")).unwrap();
+    fs::copy(Path::new(&from).join("library.json"), folder.path().join("library.json")).unwrap();
+    for entry in fs::read_dir(Path::new(&from).join("experts/join_dash")).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), folder.path().join("experts/join_dash").join(entry.file_name())).unwrap();
+    }
+    let library = folder.path().display().to_string();
+    let refused = run(fixed.into_iter().chain(["--library", &library])).failed(1);
+    assert_contains(&refused, &["the library has one expert", "with others"]);
+}
+
 #[test]
 fn the_results_that_are_compared_are_not_replaced() {
     let folder = tempfile::tempdir().unwrap();

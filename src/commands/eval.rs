@@ -28,14 +28,14 @@ use anyhow::{Result, ensure};
 use clap::Args;
 use lorakit_adapter::Library;
 use lorakit_eval::EvalOptions;
-use lorakit_fit::{FitContext, OpenLibrary, recorded_tasks};
+use lorakit_fit::{FitContext, OpenLibrary, RESPONSE_RATIO, recorded_tasks};
 use lorakit_format::atomic::write_file;
 use lorakit_model::{Base, BaseOptions, TokenPrecision};
 use lorakit_task::{Metric, RowEncoding, Split, Task, Tokenizer};
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// The arguments of `eval`.
 #[derive(Args, Debug)]
@@ -44,7 +44,7 @@ pub struct EvalArgs {
     /// Base model: a model folder, a GGUF file, hub:ORG/NAME[@REV][/FILE.gguf], or pico
     #[arg(long, value_name = "B")]
     base: BaseSource,
-    /// Library of experts; required by every router except base
+    /// Library of experts; required by every router except base, and by --response-ratio
     #[arg(long, value_name = "L")]
     library: Option<PathBuf>,
     #[command(flatten)]
@@ -84,6 +84,10 @@ pub struct EvalArgs {
     /// Also score chance, as the router `chance`: a random choice, or the most frequent answer of the train rows
     #[arg(long)]
     chance: bool,
+    /// Also measure Arrow's premise, as the router `response_ratio`: how strongly each task's own expert responds to its
+    /// rows, divided by the mean of the other experts (above 1: more strongly). Not shown by --report
+    #[arg(long, requires = "library")]
+    response_ratio: bool,
     /// Evaluate a part of all pairs of router and task: the I-th of N, from 0, or the one of a Slurm, HyperQueue or
     /// Kubernetes array (auto). Parts may run at once, and share --out. Not with --report, which shows the scores of one
     /// process
@@ -112,10 +116,10 @@ pub fn run(args: EvalArgs, context: &CommandContext) -> Result<()> {
     let (base, tokenizer) = (args.open_base(&resolved, context)?, resolved.tokenizer()?.with_encoding(encoding));
     options.cache_bytes = cache_bytes(&base);
     args.check_base_record(&resolved, &tasks, &tokenizer, context)?;
-    let opened = library(args.library.as_deref(), &routers, &tasks, &base, context)?;
+    let opened = args.open_library(&routers, &tasks, &base, context)?;
     if let Some(opened) = &opened {
         unseen_rows::ensure_unseen(&tasks, args.split, &unseen_rows::experts(opened), context)?;
-        let is_used = |name: &str| routers.iter().any(|typed| typed.uses(name));
+        let is_used = |name: &str| args.response_ratio || routers.iter().any(|typed| typed.uses(name));
         EncodingCheck::of(opened, is_used).warn_of_tasks(&tasks, "scored", &tokenizer, context);
     }
     let (read_tokenizer, load_tasks) = (|| Ok(tokenizer.clone()), args.tasks.data.load_recorded(context));
@@ -130,7 +134,6 @@ pub fn run(args: EvalArgs, context: &CommandContext) -> Result<()> {
     });
     let pairs = EvaluatedPairs::new(&routers, &tasks, args.part)?;
     let shares = RoutingShares::new(routers.len(), args.report.is_some());
-    let prepared = prepare(&pairs, routing.as_ref(), &shares, &mut failures, context)?;
     let inputs = EvalInputs { routers: &routers, tasks: &tasks, fit: &fit, library: opened.as_ref(), base: &base };
     let config = serde_json::to_value(args.config(&inputs, context.seed)?)?;
     let kept = ResultsFolder { folder: args.out.as_deref(), log_samples: args.log_samples };
@@ -145,13 +148,14 @@ pub fn run(args: EvalArgs, context: &CommandContext) -> Result<()> {
         store: ResultsStore::open(kept, &routers, &tasks, config, context)?,
         failures,
     };
-    let chance = args.chance.then(|| run.score_chance(&tasks)).transpose()?;
+    let references = args.score_references(&mut run, &pairs, opened.as_ref())?;
+    let prepared = prepare(&pairs, routing.as_ref(), &run.shares, &mut run.failures, context)?;
     run.score(&pairs, &prepared)?;
     // A part may have no pairs, and then nothing failed.
     if run.store.now.routers().next().is_none() && !run.failures.all().is_empty() {
         return run.failures.outcome(false);
     }
-    let names: Vec<&str> = routers.iter().map(|typed| typed.text.as_str()).chain(chance).collect();
+    let names: Vec<&str> = routers.iter().map(|typed| typed.text.as_str()).chain(references).collect();
     args.output(&run, &names, opened.as_ref().map_or(&[], |opened| opened.experts.names()))?;
     run.failures.outcome(true)
 }
@@ -249,6 +253,42 @@ impl EvalArgs {
         Ok(())
     }
 
+    /// Opens the library if it is needed, with the experts that the routers serve; with all of them for their responses. A
+    /// missing library is an error even if it is not needed.
+    fn open_library(
+        &self,
+        routers: &[RouterArg],
+        tasks: &[Task],
+        base: &Base,
+        context: &CommandContext,
+    ) -> Result<Option<OpenLibrary>> {
+        let Some(root) = &self.library else { return Ok(None) };
+        let library = Library::open(root)?;
+        let served = match self.response_ratio {
+            true => Vec::new(),
+            false if routers.iter().all(|typed| !typed.router.uses_experts()) => return Ok(None),
+            false => served(&library, routers, tasks)?,
+        };
+        Ok(Some(context.open_library(root, base, &served)?))
+    }
+
+    /// Scores what stands beside the routers in the tables, and returns its names.
+    fn score_references(
+        &self,
+        run: &mut EvalRun,
+        pairs: &EvaluatedPairs,
+        library: Option<&OpenLibrary>,
+    ) -> Result<Vec<&'static str>> {
+        let mut names = Vec::new();
+        if self.chance {
+            names.push(run.score_chance(pairs.tasks)?);
+        }
+        if let Some(opened) = library.filter(|_| self.response_ratio) {
+            names.push(run.score_response_ratio(pairs, &opened.experts)?);
+        }
+        Ok(names)
+    }
+
     /// The precision of scored tokens over quantized weights.
     fn precision(&self) -> TokenPrecision {
         if self.quantize_activations { TokenPrecision::EightBit } else { TokenPrecision::Exact }
@@ -302,6 +342,9 @@ impl EvalArgs {
             document["gains"] = json!(gains);
         }
         if let Some(path) = &self.report {
+            // The page compares routers, and this is none.
+            let routers: Vec<&str> = routers.iter().copied().filter(|router| *router != RESPONSE_RATIO).collect();
+            let routers = routers.as_slice();
             let tasks: Vec<&str> = run.tasks.iter().map(|task| task.name.as_str()).collect();
             let (routing, lead) = (run.routed_tasks(routers, experts), self.lead(run.base));
             let page = ScoredRouters { results, routers, tasks: &tasks, gains: &gains, routing: &routing, lead };
@@ -339,24 +382,6 @@ impl EvalArgs {
             "--report is the file of results in --out, which it would replace".to_owned()
         })
     }
-}
-
-/// Opens the library if a router needs it, with the experts that the routers serve. A missing library is an error even if
-/// no router needs it.
-fn library(
-    root: Option<&Path>,
-    routers: &[RouterArg],
-    tasks: &[Task],
-    base: &Base,
-    context: &CommandContext,
-) -> Result<Option<OpenLibrary>> {
-    let Some(root) = root else { return Ok(None) };
-    if routers.iter().all(|typed| !typed.router.uses_experts()) {
-        Library::open(root)?;
-        return Ok(None);
-    }
-    let served = served(&Library::open(root)?, routers, tasks)?;
-    Ok(Some(context.open_library(root, base, &served)?))
 }
 
 /// The names of the experts that these routers serve; none where it may be any.

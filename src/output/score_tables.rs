@@ -74,6 +74,7 @@ fn score(results: &Results, metric: &str, router: &str, task: &str) -> Option<Sc
 }
 
 fn metric_table(metric: &str, results: &Results, routers: &[&str], tasks: &[Task]) -> String {
+    let routers = &with_metric(metric, results, routers);
     let score = |router: &str, task: &Task| score(results, metric, router, &task.name);
     let rows = |task: &Task| {
         routers.iter().find_map(|router| results.get(router, &task.name)).map(|result: &TaskResult| {
@@ -90,6 +91,15 @@ fn metric_table(metric: &str, results: &Results, routers: &[&str], tasks: &[Task
     };
     let header = [metric, "rows"].into_iter().chain(routers.iter().copied());
     table(header, scored.map(line))
+}
+
+/// The routers without those that have scores, but none in this metric: chance has no loss, and a ratio of responses no
+/// metric of a router. One without any scores has failed, which is shown.
+fn with_metric<'r>(metric: &str, results: &Results, routers: &[&'r str]) -> Vec<&'r str> {
+    let tasks = |router: &str| results.routers().find(|(name, _)| *name == router).map(|(_, tasks)| tasks);
+    let has = |result: &TaskResult| result.metrics.contains_key(metric);
+    let is_shown = |router: &&&str| tasks(router).is_none_or(|tasks| tasks.is_empty() || tasks.values().any(has));
+    routers.iter().filter(is_shown).copied().collect()
 }
 
 /// A score with its standard error.

@@ -12,7 +12,9 @@ use crate::scoring::truncation;
 use anyhow::Result;
 use lorakit_eval::{EvalOptions, PatchedModel, TaskScores, evaluate, score_chance};
 use lorakit_fit::router::RoutedPatches;
+use lorakit_fit::{RESPONSE_RATIO, ResponseRatio, pluralize};
 use lorakit_model::{Base, TokenPrecision};
+use lorakit_route::{LibraryStack, expert_of_task};
 use lorakit_task::{Task, Tokenizer};
 use std::collections::BTreeSet;
 
@@ -51,6 +53,36 @@ impl EvalRun<'_> {
             }
         }
         Ok(CHANCE)
+    }
+
+    /// Scores how much more strongly the tasks' own experts respond than the others, and returns the name of these scores.
+    /// Of several processes, the one that evaluates the first router on a task takes it.
+    pub fn score_response_ratio(&mut self, pairs: &EvaluatedPairs, experts: &LibraryStack) -> Result<&'static str> {
+        let ratio = ResponseRatio::new(self.base, self.tokenizer, experts)?;
+        let taken = self.tasks.iter().enumerate().filter(|(index, _)| pairs.has(0, *index));
+        let tasks: Vec<&Task> = taken.map(|(_, task)| task).collect();
+        let bar = progress_bar::bar(&self.context.output, tasks.len() as u64, RESPONSE_RATIO);
+        let mut left_out = Vec::new();
+        for task in tasks {
+            match expert_of_task(&task.name, experts).map(|own| ratio.score(task, own, self.options)) {
+                Ok(Ok(scores)) if scores.metrics.is_empty() => {
+                    left_out.push(format!("no other expert responds to rows of the task `{}`", task.name))
+                }
+                Ok(Ok(scores)) => self.keep(RESPONSE_RATIO, &task.name, &scores)?,
+                Ok(Err(error)) => {
+                    let (name, task) = (Some(RESPONSE_RATIO), Some(task.name.as_str()));
+                    bar.suspend(|| self.failures.add(name, task, error.into(), self.context))?;
+                }
+                Err(no_expert) => left_out.push(no_expert.to_string()),
+            }
+            bar.inc(1);
+        }
+        bar.finish_and_clear();
+        if let Some(first) = left_out.first() {
+            let tasks = pluralize(left_out.len(), "task");
+            self.context.output.status(format!("{RESPONSE_RATIO}: {tasks} left out; {first}"));
+        }
+        Ok(RESPONSE_RATIO)
     }
 
     /// Keeps the scores of a router on a task, also in the message of an interruption.

@@ -38,7 +38,7 @@ pub struct Sample {
 
 impl Sample {
     /// A row without scores, and the text of its prompt.
-    pub(crate) fn new(row: &Row, prompt: String) -> Sample {
+    pub fn new(row: &Row, prompt: String) -> Sample {
         Sample {
             row: row.number,
             fields: row.fields.clone(),

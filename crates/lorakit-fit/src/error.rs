@@ -112,6 +112,15 @@ pub enum FitError {
         "no task to fit to has validation rows that no expert was trained on: give tasks that have some with --fit"
     )]
     NoValidationRows,
+    /// A library whose only expert is to be compared with others.
+    #[error("the library has one expert, and the response ratio compares a task's own expert with others")]
+    NoOtherExpert,
+    /// A response that is NaN or infinite.
+    #[error("row {row}: an expert's response is NaN or infinite; check the weights of the experts and the base")]
+    NonFiniteResponse {
+        /// The row's number in its file.
+        row: usize,
+    },
     /// A row that should belong to an expert.
     #[error("a row has no expert")]
     RowWithoutExpert,

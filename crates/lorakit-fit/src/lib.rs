@@ -3,7 +3,8 @@
 //! [`router::build_router`] turns a router over an [`OpenLibrary`] into patches. What a learned router needs is fitted to
 //! rows ([`router::ROUTER_FITS`]) and cached in the library. [`fitted_merge::fit_weights`] fits the weights of a merge,
 //! [`adapt::AdaptPlan`] brings a library to a target task, [`training::TrainContext`] trains experts into a library, and
-//! [`cluster::two_stage_mbc`] trains an expert per task, clusters these, and trains an expert per cluster.
+//! [`cluster::two_stage_mbc`] trains an expert per task, clusters these, and trains an expert per cluster. [`ResponseRatio`]
+//! measures how much more strongly experts respond to their own tasks than others do.
 //!
 //! Deliberately absent: printing, progress bars, signals and flags. A [`Reporter`] takes status lines, warnings and the
 //! events of training, and says when to stop; base, tokenizer, tasks and seed are arguments.
@@ -65,6 +66,7 @@ mod open_library;
 mod pluralize;
 mod record_file;
 mod reporter;
+mod response_ratio;
 pub mod router;
 mod task_record;
 mod trained_encoding;
@@ -82,6 +84,7 @@ pub use open_library::{OpenLibrary, ensure_same_base, open_adapter, recorded_tas
 pub use pluralize::pluralize;
 pub use record_file::record_beside;
 pub use reporter::{Reporter, Silent, TrainingHooks};
+pub use response_ratio::{RESPONSE_RATIO, ResponseRatio};
 pub use task_record::{chat_template_of, encoded_task_record};
 pub use trained_encoding::trained_encoding;
 pub use wait_for_lock::{lock, lock_for};

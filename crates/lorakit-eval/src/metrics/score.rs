@@ -65,8 +65,8 @@ pub struct TaskScores {
 }
 
 impl TaskScores {
-    /// The means over samples, which all have the same metrics.
-    pub(crate) fn of(samples: Vec<Sample>, truncated: TruncatedRows) -> TaskScores {
+    /// The means over samples: of each metric over those that have it.
+    pub fn of(samples: Vec<Sample>, truncated: TruncatedRows) -> TaskScores {
         let mut values: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
         for sample in &samples {
             for (name, value) in &sample.metrics {
