@@ -64,16 +64,18 @@ impl EvalRun<'_> {
         let bar = progress_bar::bar(&self.context.output, tasks.len() as u64, RESPONSE_RATIO);
         let mut left_out = Vec::new();
         for task in tasks {
-            match expert_of_task(&task.name, experts).map(|own| ratio.score(task, own, self.options)) {
-                Ok(Ok(scores)) if scores.metrics.is_empty() => {
-                    left_out.push(format!("no other expert responds to rows of the task `{}`", task.name))
-                }
-                Ok(Ok(scores)) => self.keep(RESPONSE_RATIO, &task.name, &scores)?,
-                Ok(Err(error)) => {
-                    let (name, task) = (Some(RESPONSE_RATIO), Some(task.name.as_str()));
-                    bar.suspend(|| self.failures.add(name, task, error.into(), self.context))?;
-                }
+            match expert_of_task(&task.name, experts) {
                 Err(no_expert) => left_out.push(no_expert.to_string()),
+                Ok(own) => match ratio.score(task, own, self.options) {
+                    Ok(scores) if scores.metrics.is_empty() => {
+                        left_out.push(format!("no other expert responds to rows of the task `{}`", task.name))
+                    }
+                    Ok(scores) => self.keep(RESPONSE_RATIO, &task.name, &scores)?,
+                    Err(error) => {
+                        let (name, task) = (Some(RESPONSE_RATIO), Some(task.name.as_str()));
+                        bar.suspend(|| self.failures.add(name, task, error.into(), self.context))?;
+                    }
+                },
             }
             bar.inc(1);
         }

@@ -14,6 +14,8 @@
 //!   which the few tokens of very large activations would decide without it.
 //! - Every site of a layer that any expert adapts counts, also where the own expert has nothing. Sites where the others' mean
 //!   is zero are left out. So are embedding and head.
+//! - An expert of large weights responds strongly to every row. As in the paper, the ratio does not tell this apart from an
+//!   expert that responds to its own task alone.
 //!
 //! The tokens are those that the loss reads: the prompt and the answer but for its last token, through the base alone.
 
