@@ -31,13 +31,12 @@ const LEASE_FILE: &str = ".lease";
 const ENTRIES: [&str; 5] = [EXPERTS, MODELS, ROUTERS, RUNS, LOCK_FILE];
 
 /// The folder whose `.lease` decides on the kind of locks of the library at `root`: its own, or that of the library that it
-/// is in, as the one of the experts per task of `--mbc` is, where only that has one.
-pub(crate) fn lease_root(root: &Path) -> &Path {
+/// is in, as the one of the experts per task of `--mbc` is, where only that has one. Which library it is in does not depend
+/// on how `root` is spelled: `..` is the parent of the folder itself, also where `root` is `.` or a link.
+pub(crate) fn lease_root(root: &Path) -> PathBuf {
     let has_lease = |folder: &Path| folder.join(LEASE_FILE).is_file();
-    match root.parent() {
-        Some(parent) if !has_lease(root) && has_lease(parent) && parent.join(INDEX_FILE).is_file() => parent,
-        _ => root,
-    }
+    let parent = root.join("..");
+    if !has_lease(root) && has_lease(&parent) && parent.join(INDEX_FILE).is_file() { parent } else { root.to_owned() }
 }
 
 /// Refuses a library that has a link among its entries.

@@ -109,7 +109,7 @@ fn try_recovered(library: &mut LockAttempt, recover: &Recover) -> Result<Option<
 
 fn attempt(root: &Path, folder: &Path) -> Result<LockAttempt> {
     refuse_link(&folder.join(LOCK_FILE))?;
-    Ok(LockAttempt::new(lease_root(root), folder))
+    Ok(LockAttempt::new(&lease_root(root), folder))
 }
 
 /// The folders of the parts of all runs.

@@ -85,7 +85,7 @@ impl Library {
     /// # Errors
     /// If the file that says how long locks outlive such a process cannot be read or written.
     pub fn takeover_time(&self) -> Result<Option<Duration>> {
-        Ok(lorakit_format::takeover_time(lease_root(self.root()))?)
+        Ok(lorakit_format::takeover_time(&lease_root(self.root()))?)
     }
 
     /// Waits for the lock of the part `part` of the run `id`, whose folder is created, and of the library itself. The
