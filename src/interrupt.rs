@@ -81,10 +81,8 @@ impl Drop for HeldInterrupt<'_> {
 /// The message of a process that a signal ends at once.
 #[cfg(unix)]
 mod end_message {
-    use std::fs::File;
-    use std::io::{IsTerminal as _, Write as _, stderr};
-    use std::mem::ManuallyDrop;
-    use std::os::fd::{AsRawFd as _, FromRawFd as _, RawFd};
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use std::io::{IsTerminal as _, stderr};
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::sync::{Arc, OnceLock};
 
@@ -92,30 +90,37 @@ mod end_message {
     pub fn register(signal: i32, ends: &Arc<AtomicBool>, kept: &Arc<OnceLock<String>>) -> std::io::Result<()> {
         let (ends, kept) = (ends.clone(), kept.clone());
         // On a terminal the cursor is behind `^C`, a progress bar or generated text.
-        let (place, start) = (stderr().as_raw_fd(), if stderr().is_terminal() { "\n" } else { "" });
+        let start = if stderr().is_terminal() { "\n" } else { "" };
         let print = move || {
             if !ends.load(Ordering::Relaxed) {
                 return;
             }
-            write(place, start);
-            write(place, "interrupted");
+            write(start);
+            write("interrupted");
             if let Some(text) = kept.get() {
-                write(place, ": ");
-                write(place, text);
+                write(": ");
+                write(text);
             }
-            write(place, "\n");
+            write("\n");
         };
-        // SAFETY: the handler loads atomics and calls write(2), which are allowed in signal handlers; it takes no lock and
-        // allocates nothing.
+        // SAFETY: the handler loads atomics and calls poll(2) and write(2), which are allowed in signal handlers; it takes
+        // no lock and allocates nothing.
         unsafe { signal_hook::low_level::register(signal, print) }.map(|_| ())
     }
 
-    /// Writes past the lock of stderr, which the interrupted thread may hold.
-    fn write(place: RawFd, text: &str) {
-        // SAFETY: stderr is never closed, here neither.
-        let mut stderr = ManuallyDrop::new(unsafe { File::from_raw_fd(place) });
-        // There is nowhere to report an error.
-        let _ = stderr.write_all(text.as_bytes());
+    /// Writes past the lock of stderr, which the interrupted thread may hold. Where stderr is a pipe that nobody reads, what
+    /// it has no room for is left out: the write would wait for ever.
+    fn write(text: &str) {
+        const NO_WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let stderr = stderr();
+        // A pipe that is ready has room for this many bytes at least (`_POSIX_PIPE_BUF`).
+        for part in text.as_bytes().chunks(512) {
+            if poll(&mut [PollFd::new(&stderr, PollFlags::OUT)], Some(&NO_WAIT)) == Ok(0) {
+                return;
+            }
+            // There is nowhere to report an error.
+            let _ = rustix::io::write(&stderr, part);
+        }
     }
 }
 

@@ -8,15 +8,17 @@
 mod binary;
 mod interrupted_work;
 
-use binary::{Ran, run};
+use binary::{Ran, command, run};
 use interrupted_work::{Files, KillTimes, ROWS, Work, files, killed, kills, products, start};
 use lorakit_adapter::{Adapter, Library};
 use lorakit_train::routing_store;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// The number of completed steps in the checkpoints of all runs, by path.
@@ -191,7 +193,7 @@ fn killed_skill_training_leaves_no_mixed_routing() {
     let library = work.path("l");
     let undo = || {
         let _ = fs::remove_dir_all(&library);
-        let copied = std::process::Command::new("cp").arg("-r").args([work.path("old"), library.clone()]).status();
+        let copied = Command::new("cp").arg("-r").args([work.path("old"), library.clone()]).status();
         assert!(copied.unwrap().success());
     };
     let words = train("l", "2");
@@ -243,7 +245,7 @@ fn signals_stop_after_a_step_with_exit_code_130() {
     for signal in ["INT", "TERM", "USR1"] {
         let child = start(&work.train(signal));
         wait_for_steps(&work.path(signal), 2);
-        let sent = std::process::Command::new("kill").args([format!("-{signal}"), child.id().to_string()]).status();
+        let sent = Command::new("kill").args([format!("-{signal}"), child.id().to_string()]).status();
         assert!(sent.unwrap().success());
         let ran = Ran::from(child.wait_with_output().unwrap());
         // The work may be finished before the signal arrives.
@@ -260,6 +262,31 @@ fn signals_stop_after_a_step_with_exit_code_130() {
 }
 
 #[test]
+fn a_signal_ends_a_process_whose_full_stderr_nobody_reads() {
+    let folder = tempfile::tempdir().unwrap();
+    let library = Library::open_or_create(folder.path(), None).unwrap();
+    let _held = library.lock().unwrap();
+    let (_reader, mut writer) = std::io::pipe().unwrap();
+    let stderr = writer.try_clone().unwrap();
+    std::thread::spawn(move || while writer.write_all(b"full").is_ok() {});
+    std::thread::sleep(Duration::from_millis(300));
+    let words = ["library", "rm", "--library", library.root().to_str().unwrap(), "a"];
+    let mut child = command(words).stdout(Stdio::null()).stderr(stderr).spawn().unwrap();
+    // It warns that it waits for the lock, and so waits for somebody to read this.
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(child.try_wait().unwrap().is_none(), "it waits");
+    let sent = Command::new("kill").args(["-TERM", &child.id().to_string()]).status();
+    assert!(sent.unwrap().success());
+    let since = Instant::now();
+    while child.try_wait().unwrap().is_none() && since.elapsed() < Duration::from_secs(20) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let ended = child.try_wait().unwrap();
+    child.kill().unwrap();
+    assert_eq!(ended.and_then(|status| status.code()), Some(130), "it still waits");
+}
+
+#[test]
 fn a_full_disk_is_an_error_that_keeps_finished_experts() {
     let work = Work::new();
     let mut words = work.train("library");
@@ -271,7 +298,7 @@ fn a_full_disk_is_an_error_that_keeps_finished_experts() {
     // The shell's file size limit, in blocks: smaller than an expert's weights.
     let quoted: Vec<String> = words.iter().map(|word| format!("'{word}'")).collect();
     let line = format!("ulimit -f 16; exec '{}' {}", env!("CARGO_BIN_EXE_lorakit"), quoted.join(" "));
-    let ran = Ran::from(std::process::Command::new("sh").args(["-c", &line]).output().unwrap());
+    let ran = Ran::from(Command::new("sh").args(["-c", &line]).output().unwrap());
     assert_eq!(ran.code, 1, "{}", ran.stderr);
     assert!(ran.stderr.contains("cannot be written") && ran.stderr.contains("File too large"), "{}", ran.stderr);
     assert!(
