@@ -37,8 +37,8 @@ struct CachedSequence {
     ids: Vec<u32>,
     /// Number of its tokens that an encoder reads, the first ones; zero in a base without an encoder.
     source: usize,
-    /// The row length that its cached keys were rotated for.
-    rotated_for: usize,
+    /// The row length that its cached keys were rotated for; none where it has no keys, or a failed call has changed some.
+    rotated_for: Option<usize>,
     /// What a router reads: the sequence's expert or its weights.
     template: Sequence,
 }
@@ -52,6 +52,14 @@ impl CachedSequence {
     fn capacity(&self) -> usize {
         self.slots.iter().map(Range::len).sum()
     }
+}
+
+/// What a sequence was before a call: what is taken back if the call fails.
+struct SequenceState {
+    index: usize,
+    tokens: usize,
+    source: usize,
+    rotated_for: Option<usize>,
 }
 
 /// How many of the first tokens of a sequence an encoder reads: as many as it says, or all but the decoder's start token.
@@ -172,13 +180,18 @@ impl<'a> CachedDecoder<'a> {
         }
         sequence.ids.extend_from_slice(tokens);
         let length = sequence.template.whole.unwrap_or(0).max(sequence.ids.len());
-        let rotated_for = std::mem::replace(&mut sequence.rotated_for, length);
-        if cached == 0 || self.base.rotates_alike(rotated_for, length) {
+        let rotated_for = sequence.rotated_for.replace(length);
+        if cached == 0 || self.are_rotated_alike(rotated_for, length) {
             return Ok(tokens.to_vec());
         }
-        let ids = sequence.ids.clone();
+        let ids = self.sequences[index].ids.clone();
         self.unshare(index)?;
         Ok(ids)
+    }
+
+    /// Whether keys that were rotated for a row length are those of a row of this length.
+    fn are_rotated_alike(&self, rotated_for: Option<usize>, length: usize) -> bool {
+        rotated_for.is_some_and(|rotated_for| self.base.rotates_alike(rotated_for, length))
     }
 
     /// Gives a sequence slots of its own, where another uses some of them; the cache grows if it has none left.
@@ -201,10 +214,40 @@ impl<'a> CachedDecoder<'a> {
     /// norm, `[tokens, hidden]`, in the order given. All of them have this precision over quantized weights.
     ///
     /// # Errors
-    /// If a sequence has no room for its tokens, or is given twice. No sequence has changed then.
+    /// If a sequence has no room for its tokens, or is given twice, or if a layer fails. All sequences have the tokens of
+    /// before then.
     pub fn forward(&mut self, appended: &[(usize, &[u32])], precision: TokenPrecision) -> Result<Tensor> {
         self.ensure_room(appended)?;
-        with_awake_threads(self.base.device().is_cpu(), || self.states(appended, precision))
+        self.whole_or_not_at_all(appended, |decoder| decoder.states(appended, precision))
+    }
+
+    /// Appends to sequences; if that fails, they have the tokens of before.
+    fn whole_or_not_at_all(
+        &mut self,
+        appended: &[(usize, &[u32])],
+        append: impl FnOnce(&mut Self) -> Result<Tensor> + Send,
+    ) -> Result<Tensor> {
+        let state = |&(index, _): &(usize, &[u32])| {
+            let CachedSequence { ids, source, rotated_for, .. } = &self.sequences[index];
+            SequenceState { index, tokens: ids.len(), source: *source, rotated_for: *rotated_for }
+        };
+        let before: Vec<SequenceState> = appended.iter().map(state).collect();
+        let result = with_awake_threads(self.base.device().is_cpu(), || append(self));
+        if result.is_err() {
+            before.into_iter().for_each(|state| self.restore(state));
+        }
+        result
+    }
+
+    /// Takes back the tokens of a call. Their slots are written again with those that come instead.
+    fn restore(&mut self, SequenceState { index, tokens, source, rotated_for }: SequenceState) {
+        // If the call read the whole sequence again, some layers may have the keys of its new length.
+        let now = self.sequences[index].rotated_for;
+        let are_kept = now.is_none_or(|length| self.are_rotated_alike(rotated_for, length));
+        let sequence = &mut self.sequences[index];
+        sequence.ids.truncate(tokens);
+        sequence.source = source;
+        sequence.rotated_for = if are_kept { rotated_for } else { None };
     }
 
     /// Fails unless each sequence has room for its tokens and is given once.
@@ -263,26 +306,29 @@ impl<'a> CachedDecoder<'a> {
                 );
             }
         }
-        with_awake_threads(self.base.device().is_cpu(), || {
-            let precision = self.base.decoding();
-            let is_decoded = |at: &usize| precision != TokenPrecision::Exact && self.is_decoded(appended[*at]);
-            let (decoded, read): (Vec<usize>, Vec<usize>) = (0..appended.len()).partition(is_decoded);
-            if decoded.is_empty() {
-                return self.logits(appended, TokenPrecision::Exact);
-            }
-            if read.is_empty() {
-                return self.logits(appended, precision);
-            }
-            // Apart, so that what a row gets does not depend on whether another's prompt is read beside it.
-            let of = |rows: &[usize]| rows.iter().map(|&at| appended[at]).collect::<Vec<_>>();
-            let parts = [self.logits(&of(&decoded), precision)?, self.logits(&of(&read), TokenPrecision::Exact)?];
-            let mut places = vec![0u32; appended.len()];
-            for (place, &at) in decoded.iter().chain(&read).enumerate() {
-                places[at] = place as u32;
-            }
-            let places = Tensor::from_slice(&places, places.len(), parts[0].device())?;
-            Tensor::cat(&parts, 0)?.index_select(&places, 0)
-        })
+        self.whole_or_not_at_all(appended, |decoder| decoder.logits_by_precision(appended))
+    }
+
+    /// The logits after each sequence's last token, in the precision that the token has.
+    fn logits_by_precision(&mut self, appended: &[(usize, &[u32])]) -> Result<Tensor> {
+        let precision = self.base.decoding();
+        let is_decoded = |at: &usize| precision != TokenPrecision::Exact && self.is_decoded(appended[*at]);
+        let (decoded, read): (Vec<usize>, Vec<usize>) = (0..appended.len()).partition(is_decoded);
+        if decoded.is_empty() {
+            return self.logits(appended, TokenPrecision::Exact);
+        }
+        if read.is_empty() {
+            return self.logits(appended, precision);
+        }
+        // Apart, so that what a row gets does not depend on whether another's prompt is read beside it.
+        let of = |rows: &[usize]| rows.iter().map(|&at| appended[at]).collect::<Vec<_>>();
+        let parts = [self.logits(&of(&decoded), precision)?, self.logits(&of(&read), TokenPrecision::Exact)?];
+        let mut places = vec![0u32; appended.len()];
+        for (place, &at) in decoded.iter().chain(&read).enumerate() {
+            places[at] = place as u32;
+        }
+        let places = Tensor::from_slice(&places, places.len(), parts[0].device())?;
+        Tensor::cat(&parts, 0)?.index_select(&places, 0)
     }
 
     /// Whether a sequence has read its prompt before this token, and need not read it again.
@@ -291,7 +337,7 @@ impl<'a> CachedDecoder<'a> {
         let length = sequence.ids.len() + tokens.len();
         tokens.len() == 1
             && sequence.ids.len() >= sequence.template.whole.unwrap_or(1)
-            && self.base.rotates_alike(sequence.rotated_for, length)
+            && (sequence.ids.is_empty() || self.are_rotated_alike(sequence.rotated_for, length))
     }
 
     fn logits(&mut self, appended: &[(usize, &[u32])], precision: TokenPrecision) -> Result<Tensor> {

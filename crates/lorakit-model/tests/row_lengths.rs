@@ -5,11 +5,13 @@
 #[path = "../../../tests/differences/mod.rs"]
 mod differences;
 
-use candle_core::{D, Tensor};
+use candle_core::{D, Result, Tensor, bail};
 use differences::difference_of_values;
-use lorakit_lora::{Patches, Sequence, SequenceBatch};
+use lorakit_lora::{Outputs, Patch, Patches, Sequence, SequenceBatch};
 use lorakit_model::{Base, BaseOptions, CachedDecoder, TokenBatch, TokenPrecision};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The length of the pretraining of the fixture.
 const ORIGINAL: usize = 14;
@@ -86,4 +88,49 @@ fn a_shared_sequence_that_grows_leaves_its_branches_alone() {
     let values = |logits: Tensor| logits.squeeze(0).unwrap().to_vec1::<f32>().unwrap();
     assert_close("parent", &values(decoder.next_logits(&[(parent, &row[10..])]).unwrap()), &last(row.len()));
     assert_close("branch", &values(decoder.next_logits(&[(branch, &row[10..12])]).unwrap()), &last(12));
+}
+
+/// Adds nothing, and fails when it is asked to.
+#[derive(Default)]
+struct FailingPatch(AtomicBool);
+
+impl Patch for FailingPatch {
+    fn add(&self, _: &Tensor, _: &SequenceBatch, _: &mut Outputs) -> Result<()> {
+        if self.0.load(Ordering::Relaxed) {
+            bail!("as if there were no memory");
+        }
+        Ok(())
+    }
+}
+
+/// A call that fails after the first layers have written their keys, one that reads the row again among them.
+#[test]
+fn a_failed_call_leaves_sequences_as_they_were() {
+    let (base, patch) = (base(), Arc::new(FailingPatch::default()));
+    let mut sites: Vec<Option<Arc<dyn Patch>>> = vec![None; base.sites().len()];
+    *sites.last_mut().unwrap() = Some(patch.clone());
+    let (patches, row) = (Patches::new(sites), ids(ORIGINAL + 4));
+    let values = |logits: Tensor| logits.squeeze(0).unwrap().to_vec1::<f32>().unwrap();
+    let next = |failing: &[usize]| {
+        let mut decoder = CachedDecoder::new(&base, &patches, 60).unwrap();
+        let parent = decoder.open(row.len(), Sequence::default()).unwrap();
+        let mut all = Vec::new();
+        for (start, end) in [(0, 9), (9, 10), (10, 12), (12, ORIGINAL + 2)] {
+            for &more in failing {
+                patch.0.store(true, Ordering::Relaxed);
+                let longer = &row[start..row.len().min(end + more)];
+                decoder.next_logits(&[(parent, longer)]).unwrap_err();
+                decoder.forward(&[(parent, longer)], TokenPrecision::Exact).unwrap_err();
+                patch.0.store(false, Ordering::Relaxed);
+                assert_eq!(decoder.len(parent), start);
+            }
+            all.push(values(decoder.next_logits(&[(parent, &row[start..end])]).unwrap()));
+        }
+        all
+    };
+    let expected = next(&[]);
+    assert_eq!(next(&[0]), expected);
+    for (found, expected) in next(&[6]).iter().zip(&expected) {
+        assert_close("after longer ones", found, expected);
+    }
 }
