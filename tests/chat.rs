@@ -278,3 +278,24 @@ fn experts_that_never_saw_bos_are_not_given_one_silently() {
     fs::write(file, tokenizer.to_string()).unwrap();
     assert!(!chat.words(&eval).ok().stderr.contains("BOS"));
 }
+
+#[test]
+fn tasks_are_embedded_as_their_experts_were_trained() {
+    let chat = Chat::new();
+    train_pairs(&chat, "chat=true bos=never");
+    let cluster = |options: &str| {
+        let tasks = "--library @pairs --base @base --tasks @plain.jsonl @plus.jsonl";
+        let ran = chat.words(&format!("cluster --method embedding -k 2 {tasks} --out @c.json {options}")).ok();
+        let clusters: Value = serde_json::from_str(&fs::read_to_string(chat.path("c.json")).unwrap()).unwrap();
+        (ran.stderr, clusters["settings"].clone())
+    };
+    let (said, settings) = cluster("");
+    assert_contains(
+        &said,
+        &["`plain` is embedded under no chat template", "`plus` is embedded under no chat", "--chat"],
+    );
+    assert_eq!((&settings["chat"], &settings["bos"]), (&Value::Null, &Value::Null));
+    let (said, settings) = cluster("--chat --bos never");
+    assert!(!said.contains("is embedded under"), "{said}");
+    assert_eq!((&settings["chat"], &settings["bos"]), (&json!(true), &json!("never")));
+}

@@ -111,6 +111,8 @@ fn options_report_what_they_expect() {
         ("cluster --library l --out c.json -k 2 --method random --space change", "--space applies to --method mbc"),
         ("cluster --library l --out c.json -k 2 --rows 4", "--rows applies to --method embedding"),
         ("cluster --library l --out c.json -k 2 --method random --base pico", "--base applies to --method embedding"),
+        ("cluster --library l --out c.json -k 2 --chat", "--chat applies to --method embedding"),
+        ("cluster --library l --out c.json -k 2 --bos never", "--bos applies to --method embedding"),
         ("train-experts --base b --library l --tasks t --poly 0", "at least 1"),
     ] {
         assert_contains(&words(line).failed(2), &[expected]);

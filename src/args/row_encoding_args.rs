@@ -17,10 +17,10 @@ pub struct RowEncodingArgs {
     bos: BosTokens,
 }
 
-/// How prompts, and rows that something is fitted to, become tokens.
+/// How prompts, and rows that something is fitted to or that are embedded, become tokens.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct PromptEncodingArgs {
-    /// Apply the base's chat template to prompts, and to rows that are fitted to, as a user's message
+    /// Apply the base's chat template to prompts, and to rows that are fitted to or embedded, as a user's message
     #[arg(long)]
     pub chat: bool,
     /// Begin texts with BOS: auto, where the tokenizer or template puts it; or never, as for experts that were trained with

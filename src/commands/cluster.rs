@@ -1,16 +1,18 @@
 //! `cluster`: clusters the experts of a library, or tasks.
 
+use crate::args::row_encoding_args::PromptEncodingArgs;
 use crate::args::task_args::{DataArgs, warn_of_unused};
 use crate::args::usage::{self, fraction, size};
 use crate::base::base_source::BaseSource;
 use crate::command_context::CommandContext;
+use crate::encoding_check::EncodingCheck;
 use crate::output::cluster_tables;
 use crate::output::console::make_parent;
 use crate::output::shared_a_warning::warn_of_shared_a;
 use crate::pages::cluster_page;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, ValueEnum};
-use lorakit_adapter::{Adapter, Library};
+use lorakit_adapter::{Adapter, ExpertRecord, Library};
 use lorakit_cluster::{
     ClusterMethod, ClusteringReport, Clusters, ComparisonSpace, ExpertSet, MbcOptions, SpaceSimilarities,
     embedding_clusters, random_clusters,
@@ -19,6 +21,7 @@ use lorakit_fit::cluster::{
     ClusterCount, ClusteredExperts, ROWS, SilhouetteCurve, cluster_experts, embed_tasks, mean, open_experts, records,
 };
 use lorakit_fit::{differing_initial_seeds, pluralize};
+use lorakit_task::BosTokens;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -71,6 +74,8 @@ pub struct ClusterArgs {
     /// Maximum number of training rows to embed per task, with --method embedding [default: 64]
     #[arg(long, value_name = "N", value_parser = size)]
     rows: Option<usize>,
+    #[command(flatten)]
+    encoding: PromptEncodingArgs,
 }
 
 impl ClusterArgs {
@@ -108,6 +113,9 @@ impl ClusterArgs {
         usage::ensure(self.components.is_none() || mbc, || "--components applies to --method mbc".to_owned())?;
         let embedding = self.method == MethodArg::Embedding;
         usage::ensure(self.rows.is_none() || embedding, || "--rows applies to --method embedding".to_owned())?;
+        let PromptEncodingArgs { chat, bos } = self.encoding;
+        usage::ensure(!chat || embedding, || "--chat applies to --method embedding".to_owned())?;
+        usage::ensure(bos.is_none() || embedding, || "--bos applies to --method embedding".to_owned())?;
         usage::ensure(self.base.is_none() || embedding, || "--base applies to --method embedding".to_owned())
     }
 
@@ -183,6 +191,9 @@ impl From<SpaceArg> for ComparisonSpace {
     }
 }
 
+/// The record of each expert, where there is one.
+type Records = BTreeMap<String, Option<ExpertRecord>>;
+
 /// Clusters, writes the file and prints the report.
 pub fn run(args: ClusterArgs, context: &CommandContext) -> Result<()> {
     args.ensure_usage()?;
@@ -212,7 +223,7 @@ pub fn run(args: ClusterArgs, context: &CommandContext) -> Result<()> {
     if args.method == MethodArg::Mbc && args.space() != SpaceArg::Delta {
         warn_of_compared_a(&library, experts.names(), context)?;
     }
-    let ClusteredExperts { partition, curve, delta } = partition(&args, &experts, &tasks, context)?;
+    let ClusteredExperts { partition, curve, delta } = partition(&args, &experts, &tasks, (&records, context))?;
     let clusters = Clusters::new(method(args.method), &partition, tasks, settings(&args, partition.k(), context.seed));
     let wanted = if args.is_reported(experts.len()) { &ComparisonSpace::ALL[..] } else { &[args.space().into()] };
     let spaces = SpaceSimilarities::of_spaces(&experts, wanted, delta)?;
@@ -253,7 +264,7 @@ fn of_tasks(args: &ClusterArgs, context: &CommandContext) -> Result<()> {
             let tasks = args.data.load(&args.tasks, context)?;
             random_clusters(tasks.into_iter().map(|task| task.name), k, context.seed)?
         }
-        MethodArg::Embedding => embedding_clusters(embeddings(args, context)?, k, context.seed)?,
+        MethodArg::Embedding => embedding_clusters(embeddings(args, &Records::new(), context)?, k, context.seed)?,
     };
     let settings = settings(args, partition.k(), context.seed);
     let clusters = Clusters::new(method(args.method), &partition, |task| vec![task.to_owned()], settings);
@@ -280,7 +291,7 @@ fn partition(
     args: &ClusterArgs,
     experts: &ExpertSet,
     tasks: &impl Fn(&str) -> Vec<String>,
-    context: &CommandContext,
+    (records, context): (&Records, &CommandContext),
 ) -> Result<ClusteredExperts> {
     let without_curve = |partition| ClusteredExperts { partition, curve: Vec::new(), delta: None };
     match args.method {
@@ -290,7 +301,7 @@ fn partition(
         }
         MethodArg::Embedding => {
             let k = number_of_clusters(args)?;
-            let embedded = embeddings(args, context)?;
+            let embedded = embeddings(args, records, context)?;
             let vectors =
                 experts.names().iter().map(|expert| Ok((expert.clone(), vector(expert, &tasks(expert), &embedded)?)));
             Ok(without_curve(embedding_clusters(vectors.collect::<Result<Vec<_>>>()?, k, context.seed)?))
@@ -312,12 +323,18 @@ fn number_of_clusters(args: &ClusterArgs) -> Result<usize> {
     }
 }
 
-/// The embeddings of `--tasks`.
-fn embeddings(args: &ClusterArgs, context: &CommandContext) -> Result<BTreeMap<String, Vec<f32>>> {
+/// The embeddings of `--tasks`, with a warning of those whose experts read their rows otherwise.
+fn embeddings(args: &ClusterArgs, records: &Records, context: &CommandContext) -> Result<BTreeMap<String, Vec<f32>>> {
     let tasks = args.data.load(&args.tasks, context)?;
     warn_of_unused(&tasks, context);
     let resolved = args.base.as_ref().context("--method embedding needs --base")?.resolve(context)?;
-    Ok(embed_tasks(&resolved.base(context)?, &resolved.tokenizer()?, &tasks, args.rows.unwrap_or(ROWS))?)
+    let tokenizer = resolved.tokenizer()?.with_encoding(args.encoding.encoding());
+    for task in &tasks {
+        let known = records.iter().filter_map(|(name, record)| Some((name.as_str(), record.as_ref()?)));
+        let own = known.filter(|(_, record)| record.tasks.iter().any(|own| own.name == task.name));
+        EncodingCheck::of_records(own).warn_of_tasks(std::slice::from_ref(task), "embedded", &tokenizer, context);
+    }
+    Ok(embed_tasks(&resolved.base(context)?, &tokenizer, &tasks, args.rows.unwrap_or(ROWS))?)
 }
 
 /// The embedding of an expert: the mean over its tasks, or that of the task with its name if none is recorded.
@@ -352,6 +369,9 @@ fn settings(args: &ClusterArgs, k: usize, seed: u64) -> Map<String, Value> {
     if let (MethodArg::Embedding, Some(base)) = (args.method, &args.base) {
         settings.insert("base".to_owned(), json!(base.to_string()));
         settings.insert("rows".to_owned(), json!(args.rows.unwrap_or(ROWS)));
+        let PromptEncodingArgs { chat, bos } = args.encoding;
+        settings.extend(chat.then(|| ("chat".to_owned(), json!(true))));
+        settings.extend(bos.filter(|&bos| bos != BosTokens::default()).map(|bos| ("bos".to_owned(), json!(bos))));
     }
     settings
 }
