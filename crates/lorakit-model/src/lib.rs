@@ -61,6 +61,7 @@ pub mod attention;
 mod awake_threads;
 mod base;
 mod base_fingerprint;
+mod base_forward;
 pub mod batch_parallel;
 mod cache_slots;
 mod cached_decoder;
@@ -79,7 +80,8 @@ mod vector_math;
 pub mod weights;
 
 pub use architecture::BaseConfig;
-pub use base::{Base, TapedForward};
+pub use base::Base;
+pub use base_forward::TapedForward;
 pub use batch_parallel::BatchParallel;
 pub use cached_decoder::CachedDecoder;
 pub use error::ModelError;
