@@ -14,3 +14,4 @@ pub(crate) mod row_layout;
 pub(crate) mod special_tokens;
 pub(crate) mod tokenizer;
 pub(crate) mod tokenizer_class;
+pub(crate) mod tokenizer_loading;
