@@ -2,6 +2,8 @@
 
 #![allow(dead_code)]
 
+pub mod merging;
+
 use candle_core::{Device, Tensor};
 use lorakit_adapter::{Adapter, LowRank, Matrix};
 use lorakit_lora::{Outputs, Patches, Projection, SequenceBatch, Site};
