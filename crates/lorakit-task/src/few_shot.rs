@@ -13,8 +13,9 @@ impl Task {
     /// of itself. Where the task names no text to stop at, generation stops at the few-shot delimiter, before a further
     /// example, unless that is empty.
     ///
-    /// A conversation has those of its examples as turns before its own, without delimiters. The description is its system message, or comes
-    /// before that which it has; for a chat template without that role, before the user's first message.
+    /// A conversation has those of its examples as turns before its own, without delimiters. The description is its
+    /// system message, or comes before that which it has; for a chat template without that role, before the user's first
+    /// message.
     ///
     /// # Errors
     /// If there are not enough train rows, or the rows are texts.

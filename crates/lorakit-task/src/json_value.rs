@@ -25,6 +25,9 @@ pub(crate) fn texts(value: &Value) -> Result<Vec<String>> {
     }
 }
 
+/// What to do about a boolean as the right choice.
+const BOOLEAN_ANSWER: &str = "; in a task TOML, `answer = \"COLUMN | int\"` makes it 0 or 1";
+
 /// The index of the right choice: the number itself, the choice whose text it is, or, where no choice has that text, a
 /// whole number written as text.
 pub(crate) fn choice_index(value: &Value, choices: &[String]) -> Result<usize> {
@@ -36,7 +39,11 @@ pub(crate) fn choice_index(value: &Value, choices: &[String]) -> Result<usize> {
     let index = match value {
         Value::Number(number) => number.as_u64().and_then(|n| usize::try_from(n).ok()),
         Value::String(text) => text.trim().parse().ok(),
-        other => return Err(TaskError::value("the right choice's index or text", kind(other))),
+        other => {
+            // Whether a boolean means choice 1 or a choice `true`, only the task's author knows.
+            let hint = if other.is_boolean() { BOOLEAN_ANSWER } else { "" };
+            return Err(TaskError::value("the right choice's index or text", format!("{}{hint}", kind(other))));
+        }
     };
     match index {
         Some(index) if index < choices.len() => Ok(index),
@@ -149,6 +156,11 @@ mod tests {
         for wrong in [json!(3), json!(-1), json!("yes"), json!(true)] {
             assert!(choice_index(&wrong, &choices).is_err(), "{wrong}");
         }
+        let error = choice_index(&json!(true), &choices).unwrap_err().to_string();
+        assert!(
+            error.ends_with("found a boolean; in a task TOML, `answer = \"COLUMN | int\"` makes it 0 or 1"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -39,7 +39,8 @@ impl Split {
     /// row), big-endian, modulo ten; 0 to 7 are train, 8 is validation, 9 is test.
     ///
     /// The row decides, not its position: adding rows to a file does not move the others, and equal rows are never in
-    /// two splits.
+    /// two splits. The exception is a CSV or TSV file whose column of numbers a new row turns into one of texts: all its
+    /// rows are then others.
     pub fn of(fields: &Map<String, Value>, split_seed: u64) -> Split {
         let text = format!("{split_seed}\n{}", canonical_object(fields));
         let digest = Key::of_bytes(text).bits();

@@ -68,14 +68,13 @@ pub(crate) fn prompt(conversation: &Conversation) -> String {
 
 /// The last reply.
 pub(crate) fn answer(conversation: &Conversation) -> Result<Answer> {
-    let last = conversation.last_reply().map(|last| conversation.messages[last].content.clone());
-    let last = last.filter(|_| conversation.last_reply() >= Some(conversation.given));
-    let reply = last.ok_or_else(|| {
-        TaskError::Row(
-            "the conversation has no message of the role `assistant`, so there is no reply to learn".to_owned(),
-        )
-    })?;
-    Ok(Answer::Text(vec![reply]))
+    let last = conversation.last_reply().ok_or_else(|| no_reply("the conversation"))?;
+    Ok(Answer::Text(vec![conversation.messages[last].content.clone()]))
+}
+
+/// The error for messages without a reply.
+pub(crate) fn no_reply(place: &str) -> TaskError {
+    TaskError::Row(format!("{place} has no message of the role `assistant`, so there is no reply to learn"))
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ impl RowFormat for Preference {
     }
 
     fn answer(&self, columns: &Columns) -> Result<Answer> {
-        pair(columns)?.answer()
+        pair(columns)?.answer("chosen")
     }
 
     fn kind(&self, columns: &Columns) -> Result<RowKind> {

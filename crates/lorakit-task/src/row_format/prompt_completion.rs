@@ -27,7 +27,7 @@ impl RowFormat for PromptCompletion {
     }
 
     fn answer(&self, columns: &Columns) -> Result<Answer> {
-        Pair::read(columns, "completion")?.answer()
+        Pair::read(columns, "completion")?.answer("completion")
     }
 
     fn kind(&self, columns: &Columns) -> Result<RowKind> {
@@ -96,9 +96,13 @@ impl Pair {
         }
     }
 
-    pub fn answer(&self) -> Result<Answer> {
+    /// What is learned of the column `following`: its text or its last reply. A reply of the prompt is none.
+    pub fn answer(&self, following: &str) -> Result<Answer> {
         match self {
             Pair::Texts(_, next) => Ok(Answer::Text(vec![next.clone()])),
+            Pair::Messages(conversation) if conversation.last_reply().is_some_and(|last| last < conversation.given) => {
+                Err(messages::no_reply(&format!("`{following}`")))
+            }
             Pair::Messages(conversation) => messages::answer(conversation),
         }
     }
@@ -133,5 +137,17 @@ mod tests {
         let mixed = columns(json!({"prompt": "a", "completion": message("assistant", "4")}));
         let error = PromptCompletion.prompt(&mixed).unwrap_err().to_string();
         assert!(error.starts_with("`prompt` is a text and `completion` is a list"), "{error}");
+    }
+
+    #[test]
+    fn a_reply_of_the_prompt_is_none_of_the_completion() {
+        let message = |role: &str| json!({"role": role, "content": "a"});
+        let error = |prompt: Value| {
+            let columns = columns(json!({"prompt": prompt, "completion": [message("user")]}));
+            PromptCompletion.answer(&columns).unwrap_err().to_string()
+        };
+        let replied = error(json!([message("user"), message("assistant")]));
+        assert!(replied.starts_with("`completion` has no message of the role `assistant`"), "{replied}");
+        assert!(error(json!([message("user")])).starts_with("the conversation has no message of the role `assistant`"));
     }
 }

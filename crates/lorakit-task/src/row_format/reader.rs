@@ -246,6 +246,14 @@ mod tests {
     }
 
     #[test]
+    fn a_boolean_is_an_index_where_the_task_says_so() {
+        let toml = "prompt = \"{{ q }}\"\nchoices = [\"no\", \"yes\"]\nanswer = \"label | int\"";
+        for (label, expected) in [(false, "no"), (true, "yes")] {
+            assert_eq!(row(toml, json!({"q": "?", "label": label}), None).unwrap().target(), expected);
+        }
+    }
+
+    #[test]
     fn white_space_of_either_side_is_the_delimiter() {
         let before = |toml: &str, prompt: &str, target: &str| {
             let toml = format!("prompt = \"{{{{ p }}}}\"\ntarget = \"t\"\n{toml}");

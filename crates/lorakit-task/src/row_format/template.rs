@@ -48,6 +48,9 @@ impl TemplateSet {
         if source.contains("{{") || source.contains("{%") {
             return self.text(key, source);
         }
+        if source.trim().is_empty() {
+            return Err(TaskError::Config(format!("`{key}` is empty; expected a column or an expression")));
+        }
         let compiled = self.environment.compile_expression(source);
         let expected = || format!("a column or a Jinja expression: {source}");
         compiled.map_err(|error| not_compiled(key, expected(), error))?;
@@ -180,5 +183,7 @@ mod tests {
     fn a_template_that_does_not_parse_is_refused() {
         let error = TemplateSet::new().value("target", "{{ a").unwrap_err();
         assert!(chain(error).starts_with("`target` is not a Jinja template"));
+        let error = TemplateSet::new().value("target", " ").unwrap_err();
+        assert_eq!(chain(error), "`target` is empty; expected a column or an expression");
     }
 }

@@ -24,9 +24,10 @@ pub struct ChoiceRequest {
 ///
 /// White space at the end of the prompt moves to the continuation. Context and continuation are encoded together; the
 /// tokens after the first n are the continuation, where n is the length of the context encoded alone. BOS comes first if
-/// the tokenizer adds it, unless the prompt goes through the chat template; an empty context becomes BOS, or EOS if there is no BOS. Context and continuation are cut to
-/// their last `max_length + 1` tokens (the last is predicted but not read): unlike in [`Example`], a long prompt loses
-/// its BOS. For an encoder-decoder the two are encoded apart, the context as a whole text.
+/// the tokenizer adds it, unless the prompt goes through the chat template; an empty context becomes BOS, or EOS if there
+/// is no BOS. Context and continuation are cut to their last `max_length + 1` tokens (the last is predicted but not
+/// read): unlike in [`Example`], a long prompt loses its BOS. For an encoder-decoder the two are encoded apart, the
+/// context as a whole text.
 ///
 /// # Errors
 /// If the tokenizer fails, or a continuation alone has more than `max_length` tokens.
