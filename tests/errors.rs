@@ -459,3 +459,24 @@ fn an_empty_value_is_no_file_name() {
     run(split.into_iter().chain(["--drop", ""])).ok();
     assert_eq!(fs::read_dir(&out).unwrap().count(), 1);
 }
+
+#[test]
+fn a_split_leaves_no_tasks_of_an_earlier_one_and_counts_equal_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let row = |topic: &str, input: &str| format!("{{\"topic\": \"{topic}\", \"input\": \"{input}\"}}\n");
+    fs::write(path("rows.jsonl"), [row("x", "a"), row("y", "b"), row("x", "a"), row("x", "c")].concat()).unwrap();
+    let (rows, out) = (path("rows.jsonl"), path("out"));
+    let split = ["task", "split", &rows, "--by", "topic", "--out", &out];
+    let expected = format!("2 tasks with 3 rows in {out}; 1 row equal to one of them was left out\n");
+    for _ in 0..2 {
+        assert!(run(split).ok().stdout.ends_with(&expected), "the same split again");
+    }
+    assert_eq!(run(split.into_iter().chain(["--json"])).json()["duplicates"], 1);
+    let fewer = run(split.into_iter().chain(["--drop", "x"])).failed(1);
+    assert_contains(&fewer, &[&path("out/x.jsonl"), "not of this split", "another --out"]);
+    fs::remove_file(path("out/x.jsonl")).unwrap();
+    fs::write(path("out/tasks.toml"), "").unwrap();
+    let ran = run(split.into_iter().chain(["--drop", "x"])).ok();
+    assert!(ran.stdout.ends_with(&format!("1 task with 1 row in {out}\n")), "{}", ran.stdout);
+}

@@ -5,18 +5,19 @@ use crate::command_context::CommandContext;
 use crate::hub::dataset_files;
 use crate::output::console::make_folder;
 use crate::output::text_table::table;
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use lorakit_fit::pluralize;
 use lorakit_format::atomic::write_file;
-use lorakit_task::RowsByColumn;
+use lorakit_task::{DistinctRows, RowsByColumn};
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 /// The arguments of `task split`.
 #[derive(Args, Debug)]
+#[command(after_help = "Of equal rows of a value one is kept, and the last line says how many were left out.")]
 pub struct TaskSplitArgs {
     /// Data files, folders of them, or hub:datasets/ORG/NAME[@REV][:CONFIG]
     #[arg(required = true, value_name = "FILE")]
@@ -34,7 +35,8 @@ pub struct TaskSplitArgs {
     /// Values that get no file
     #[arg(long, num_args = 1.., value_name = "VALUE")]
     drop: Vec<String>,
-    /// Folder for the files, VALUE.jsonl; characters of VALUE other than letters, digits and _ become _
+    /// Folder for the files, VALUE.jsonl; characters of VALUE other than letters, digits and _ become _. Files of the same
+    /// names are replaced; other .jsonl files there, which would be tasks beside them, are an error
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
 }
@@ -60,23 +62,51 @@ pub fn run(args: &TaskSplitArgs, context: &CommandContext) -> Result<()> {
     let tasks = tasks(rows, &args.by, &args.drop)?;
     ensure!(!tasks.is_empty(), "no row is left; see --only and --drop");
     make_folder(&args.out)?;
-    for (name, lines) in &tasks {
-        write_file(&args.out.join(format!("{name}.jsonl")), (lines.join("\n") + "\n").as_bytes())?;
+    refuse_other_tasks(&args.out, &tasks)?;
+    for (name, rows) in &tasks {
+        write_file(&args.out.join(task_file(name)), (rows.lines.join("\n") + "\n").as_bytes())?;
     }
-    let document: Map<String, Value> = tasks.iter().map(|(name, lines)| (name.clone(), json!(lines.len()))).collect();
-    context.output.result(&json!({ "out": args.out, "rows": document }), || {
-        let total: usize = tasks.values().map(Vec::len).sum();
-        let line = |(name, lines): (&String, &Vec<String>)| vec![name.clone(), lines.len().to_string()];
+    let document: Map<String, Value> =
+        tasks.iter().map(|(name, rows)| (name.clone(), json!(rows.lines.len()))).collect();
+    let duplicates: usize = tasks.values().map(|rows| rows.duplicates).sum();
+    context.output.result(&json!({ "out": args.out, "rows": document, "duplicates": duplicates }), || {
+        let total: usize = tasks.values().map(|rows| rows.lines.len()).sum();
+        let line = |(name, rows): (&String, &DistinctRows)| vec![name.clone(), rows.lines.len().to_string()];
         let rows = table(["task", "rows"], tasks.iter().map(line));
         let (tasks, total) = (pluralize(tasks.len(), "task"), pluralize(total, "row"));
-        format!("{rows}\n\n{tasks} with {total} in {}", args.out.display())
+        let left_out = match duplicates {
+            0 => String::new(),
+            1 => "; 1 row equal to one of them was left out".to_owned(),
+            _ => format!("; {duplicates} rows equal to one of them were left out"),
+        };
+        format!("{rows}\n\n{tasks} with {total} in {}{left_out}", args.out.display())
     })
 }
 
-/// The lines of each task by its file's name, without the dropped ones.
-fn tasks(rows: RowsByColumn, column: &str, drop: &[String]) -> Result<BTreeMap<String, Vec<String>>> {
-    let mut tasks: BTreeMap<String, (String, Vec<String>)> = BTreeMap::new();
-    for (value, lines) in rows.into_lines() {
+fn task_file(name: &str) -> String {
+    format!("{name}.jsonl")
+}
+
+/// Refuses a folder with task files that are not among those that are written, such as those of an earlier split: who trains
+/// on the folder would train on them too.
+fn refuse_other_tasks(folder: &Path, tasks: &BTreeMap<String, DistinctRows>) -> Result<()> {
+    let written: BTreeSet<PathBuf> = tasks.keys().map(|name| folder.join(task_file(name))).collect();
+    let entries = std::fs::read_dir(folder).with_context(|| format!("{}: cannot be read", folder.display()))?;
+    let mut others = entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
+    others.retain(|path| path.extension().is_some_and(|extension| extension == "jsonl") && !written.contains(path));
+    others.sort();
+    let Some(first) = others.first() else { return Ok(()) };
+    let more = if others.len() > 1 { format!(" and {} more", others.len() - 1) } else { String::new() };
+    bail!(
+        "{}{more}: not of this split, and would be tasks beside its own; move them, or use another --out",
+        first.display()
+    )
+}
+
+/// The rows of each task by its file's name, without the dropped ones.
+fn tasks(rows: RowsByColumn, column: &str, drop: &[String]) -> Result<BTreeMap<String, DistinctRows>> {
+    let mut tasks: BTreeMap<String, (String, DistinctRows)> = BTreeMap::new();
+    for (value, rows) in rows.into_rows() {
         let name = file_name(&value);
         if drop.contains(&value) || drop.contains(&name) {
             continue;
@@ -84,11 +114,11 @@ fn tasks(rows: RowsByColumn, column: &str, drop: &[String]) -> Result<BTreeMap<S
         usage::ensure(!name.is_empty(), || {
             format!("a row has the empty text in `{column}`, which is no file name; leave such rows out with --drop ''")
         })?;
-        if let Some((other, _)) = tasks.insert(name.clone(), (value.clone(), lines)) {
+        if let Some((other, _)) = tasks.insert(name.clone(), (value.clone(), rows)) {
             return Err(usage_error(format!("`{value}` and `{other}` would both be {name}.jsonl; --drop one of them")));
         }
     }
-    Ok(tasks.into_iter().map(|(name, (_, lines))| (name, lines)).collect())
+    Ok(tasks.into_iter().map(|(name, (_, rows))| (name, rows)).collect())
 }
 
 /// The data files, in order.

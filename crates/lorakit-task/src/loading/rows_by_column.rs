@@ -21,8 +21,25 @@ pub struct RowsByColumn {
     limit: usize,
     /// Columns and the values of which a row must have one; others are left out.
     only: BTreeMap<String, Vec<String>>,
-    /// For each value, the lines by their hashes.
-    kept: BTreeMap<String, BTreeMap<String, String>>,
+    /// For each value, the rows by their hashes.
+    kept: BTreeMap<String, BTreeMap<String, KeptRow>>,
+}
+
+/// A row that is kept.
+#[derive(Debug)]
+struct KeptRow {
+    line: String,
+    /// How many rows equal to it were left out.
+    duplicates: usize,
+}
+
+/// The rows of a value, of which no two are equal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DistinctRows {
+    /// As JSON lines, in the order of their hashes, which is random.
+    pub lines: Vec<String>,
+    /// How many rows equal to one of them were left out.
+    pub duplicates: usize,
 }
 
 impl RowsByColumn {
@@ -52,16 +69,20 @@ impl RowsByColumn {
         let line = canonical_object(fields);
         let hash = sha256(line.as_bytes());
         let kept = self.kept.entry(text(fields, &self.column)?).or_default();
-        kept.insert(hash, line);
+        kept.entry(hash).and_modify(|kept| kept.duplicates += 1).or_insert(KeptRow { line, duplicates: 0 });
         if kept.len() > self.limit {
             kept.pop_last();
         }
         Ok(())
     }
 
-    /// The JSON lines of each value, in the order of their hashes, which is random.
-    pub fn into_lines(self) -> BTreeMap<String, Vec<String>> {
-        self.kept.into_iter().map(|(value, kept)| (value, kept.into_values().collect())).collect()
+    /// The rows of each value.
+    pub fn into_rows(self) -> BTreeMap<String, DistinctRows> {
+        let rows = |kept: BTreeMap<String, KeptRow>| DistinctRows {
+            duplicates: kept.values().map(|row| row.duplicates).sum(),
+            lines: kept.into_values().map(|row| row.line).collect(),
+        };
+        self.kept.into_iter().map(|(value, kept)| (value, rows(kept))).collect()
     }
 }
 
@@ -93,11 +114,11 @@ mod tests {
         path
     }
 
-    fn split(files: &[PathBuf], limit: usize) -> BTreeMap<String, Vec<String>> {
+    fn split(files: &[PathBuf], limit: usize) -> BTreeMap<String, DistinctRows> {
         let only = BTreeMap::from([("task_source".to_owned(), vec!["P3".to_owned(), "Flan2021".to_owned()])]);
         let mut rows = RowsByColumn::new("task_name", limit, only);
         files.iter().for_each(|file| rows.add(file).unwrap());
-        rows.into_lines()
+        rows.into_rows()
     }
 
     #[test]
@@ -107,11 +128,13 @@ mod tests {
         let found = split(&[one.clone(), two.clone()], 20);
         assert_eq!(found, split(&[two.clone(), one.clone()], 20));
         assert_eq!(found.keys().collect::<Vec<_>>(), ["a:1.0.0", "b"], "NIv2 is left out");
-        assert!(found.values().all(|rows| rows.len() == 20));
-        let sampled: Vec<usize> = found["b"].iter().map(|row| row.split('q').nth(1).unwrap()).map(number).collect();
+        assert!(found.values().all(|rows| rows.lines.len() == 20));
+        let sampled: Vec<usize> =
+            found["b"].lines.iter().map(|row| row.split('q').nth(1).unwrap()).map(number).collect();
         assert!(sampled.iter().any(|row| *row < 100) && sampled.iter().any(|row| *row > 200), "{sampled:?}");
         // Without a limit each row is there once, although both files have some.
-        assert_eq!(split(&[one, two], 1000)["b"].len(), 100);
+        let all = &split(&[one, two], 1000)["b"];
+        assert_eq!((all.lines.len(), all.duplicates), (100, 10));
     }
 
     fn number(text: &str) -> usize {
