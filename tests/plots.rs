@@ -197,6 +197,18 @@ fn names_are_escaped_and_follow_light_and_dark() {
 }
 
 #[test]
+fn wide_characters_have_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let tasks: &[(&str, f64)] = &[("a", 2.5)];
+    write_run(&folder.path().join("run"), &[("base", tasks)]);
+    let axis = |label: &str| {
+        let (_, file) = compare(folder.path(), &(COLUMN.to_owned() + &row(label, "base", "")));
+        circle(&elements(&file("scores.svg").unwrap()), label).0.number("cx")
+    };
+    assert_eq!(axis("翻訳の課題"), axis("abcdefghij"));
+}
+
+#[test]
 fn one_score_and_none_are_plots_too() {
     let folder = tempfile::tempdir().unwrap();
     write_run(&folder.path().join("run"), &[("base", &[("a", 2.5)])]);

@@ -1,6 +1,6 @@
 //! The cosine similarity of all experts as an SVG heat map in cluster order.
 
-use super::label::shortened;
+use super::label::{shortened, widest};
 use super::markup::render;
 use anyhow::Result;
 use lorakit_cluster::{ClusteringReport, Similarity};
@@ -195,7 +195,7 @@ fn legend(side: f64, limit: f64) -> Legend {
 
 /// The margin that the longest name needs.
 fn label_width(names: &[String]) -> f64 {
-    20.0 + 6.6 * names.iter().map(|name| name.chars().count()).max().unwrap_or(0) as f64
+    20.0 + 6.6 * widest(names) as f64
 }
 
 #[cfg(test)]
@@ -209,6 +209,12 @@ mod tests {
     fn colors_run_from_white_to_the_deepest_shade() {
         assert_eq!((color(0), color(SHADES), color(-SHADES)), ("#fafbfc".into(), "#122c62".into(), "#7a3a10".into()));
         assert_eq!((shade(0.5, 0.5), shade(1.0, 0.5), shade(-0.25, 0.5)), (SHADES, SHADES, -SHADES / 2));
+    }
+
+    #[test]
+    fn names_of_wide_characters_have_room() {
+        let width = |name: &str| label_width(&[name.to_owned()]);
+        assert_eq!(width("翻訳の課題"), width("abcdefghij"));
     }
 
     #[test]

@@ -1,20 +1,42 @@
-//! Labels: texts that fit into a margin or a line, of characters that every format allows.
+//! Labels: texts that fit into a margin or a line, of characters that every format allows. Their widths are counted in
+//! columns, of which a character of East Asian scripts takes two.
 
-/// Characters of the longest label.
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+
+/// Columns of the longest label.
 const LONGEST: usize = 32;
 
-/// Characters that are kept of a longer label's end, where names of a series differ.
+/// Columns that are kept of a longer label's end, where names of a series differ.
 const END: usize = 11;
 
-/// A name cut in the middle to a length that fits a margin.
+/// The columns of the widest text.
+pub fn widest<'t>(texts: impl IntoIterator<Item = &'t String>) -> usize {
+    texts.into_iter().map(|text| text.width()).max().unwrap_or(0)
+}
+
+/// A name cut in the middle to a width that fits a margin.
 pub fn shortened(name: &str) -> String {
-    let length = name.chars().count();
-    if length <= LONGEST {
+    if name.width() <= LONGEST {
         return name.to_owned();
     }
-    let start: String = name.chars().take(LONGEST - END - 1).collect();
-    let end: String = name.chars().skip(length - END).collect();
-    format!("{start}…{end}")
+    let start: String = fitting(name.chars(), LONGEST - END - 1).collect();
+    let end: Vec<char> = fitting(name.chars().rev(), END).collect();
+    format!("{start}…{}", end.into_iter().rev().collect::<String>())
+}
+
+/// The first characters, as many as `columns` take.
+fn fitting(characters: impl Iterator<Item = char>, columns: usize) -> impl Iterator<Item = char> {
+    characters
+        .scan(0, |used, char| {
+            *used += columns_of(char);
+            Some((*used, char))
+        })
+        .take_while(move |(used, _)| *used <= columns)
+        .map(|(_, char)| char)
+}
+
+fn columns_of(char: char) -> usize {
+    char.width().unwrap_or(1)
 }
 
 /// A text without the control characters that XML forbids.
@@ -24,22 +46,33 @@ pub fn printable(text: &str) -> String {
         .collect()
 }
 
-/// A text in lines of at most `longest` characters, broken at spaces; a longer word is cut.
+/// A text in lines of at most `longest` columns, broken at spaces; a longer word is cut.
 pub fn wrapped(text: &str, longest: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for word in text.split_whitespace() {
-        let characters: Vec<char> = printable(word).chars().collect();
-        for part in characters.chunks(longest.max(1)) {
+        for part in cut(&printable(word), longest) {
             match lines.last_mut() {
-                Some(line) if line.chars().count() + 1 + part.len() <= longest => {
+                Some(line) if line.width() + 1 + part.width() <= longest => {
                     line.push(' ');
-                    line.extend(part);
+                    line.push_str(&part);
                 }
-                _ => lines.push(part.iter().collect()),
+                _ => lines.push(part),
             }
         }
     }
     lines
+}
+
+/// A word in parts of at most `longest` columns, but at least a character.
+fn cut(word: &str, longest: usize) -> Vec<String> {
+    let mut parts: Vec<String> = Vec::new();
+    for char in word.chars() {
+        match parts.last_mut() {
+            Some(part) if part.width() + columns_of(char) <= longest => part.push(char),
+            _ => parts.push(char.into()),
+        }
+    }
+    parts
 }
 
 #[cfg(test)]
@@ -59,6 +92,17 @@ mod tests {
         assert_eq!(wrapped("a bc  def\n g", 4), ["a bc", "def", "g"]);
         assert_eq!(wrapped("ééééé é", 4), ["éééé", "é é"].map(str::to_owned));
         assert!(wrapped(" ", 4).is_empty());
+    }
+
+    #[test]
+    fn east_asian_characters_take_two_columns() {
+        let cut = shortened(&"翻訳".repeat(20));
+        assert_eq!(cut, format!("{}…{}", "翻訳".repeat(5), "訳翻訳翻訳"));
+        assert!(cut.width() <= LONGEST);
+        assert_eq!(shortened("翻訳"), "翻訳");
+        assert_eq!(wrapped("翻訳の課題 a", 5), ["翻訳", "の課", "題 a"]);
+        assert_eq!(wrapped("翻訳", 1), ["翻", "訳"]);
+        assert_eq!(widest(&["翻訳の".to_owned(), "arrow".to_owned()]), 6);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The rows of a table side by side: their means, with two standard errors on either side. Rows without any score are left
 //! out.
 
-use crate::pages::label::{printable, shortened};
+use crate::pages::label::{printable, shortened, widest};
 use crate::pages::markup::render;
 use crate::pages::palette::color;
 use crate::paper_table::markdown_table;
@@ -52,8 +52,8 @@ pub fn svg(spec: &TableSpec, scores: &TableScores) -> Result<String> {
     let columns = scores.deciding();
     let is_scored = |(at, _): &(usize, &RowSpec)| columns.iter().any(|column| scores.cell(*at, *column).is_some());
     let rows: Vec<(usize, &RowSpec)> = spec.rows.iter().enumerate().filter(is_scored).collect();
-    let longest = rows.iter().map(|(_, row)| shortened(&row.label).chars().count()).max().unwrap_or(0);
-    let left = MARGIN + 6.4 * longest as f64 + 10.0;
+    let labels: Vec<String> = rows.iter().map(|(_, row)| shortened(&printable(&row.label))).collect();
+    let left = MARGIN + 6.4 * widest(&labels) as f64 + 10.0;
     let sees = categories(&rows);
     let legend = sees
         .iter()
