@@ -244,6 +244,125 @@ fn a_response_ratio_needs_a_library_with_several_experts() {
 }
 
 #[test]
+fn a_folder_of_results_is_one_seed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    for seed in ["s0", "s1"] {
+        write_run(&folder.path().join(seed), 0.04);
+    }
+    fs::write(path("table.toml"), TABLE).unwrap();
+    let (table, run_folder) = (path("table.toml"), path("s0"));
+    let twice = run(["compare", &table, "--runs", &run_folder, &path("s1"), &run_folder]).failed(2);
+    assert_contains(&twice, &[&run_folder, "given twice"]);
+    let other_way = run(["compare", &table, "--runs", &run_folder, &path("s1/../s0")]).failed(2);
+    assert_contains(&other_way, &["s1/../s0", "are one folder"]);
+}
+
+#[test]
+fn an_error_is_over_rows_where_one_run_has_scores() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    write_run(&folder.path().join("seed-0"), 0.04);
+    write_run(&folder.path().join("seed-1"), 0.06);
+    fs::rename(path("seed-0/private.eval"), path("seed-0/once.eval")).unwrap();
+    let runs = [path("seed-0"), path("seed-1")];
+    let table = |more: &str| {
+        fs::write(path("table.toml"), format!("{TABLE}[[row]]\nlabel = \"x\"\nrouter = \"arrow\"\nx = 1\n{more}"))
+            .unwrap();
+        run(["compare", &path("table.toml"), "--runs", &runs[0], &runs[1], "--out", &path("out")]).ok().stdout
+    };
+    // Each row has the results of one run.
+    assert_contains(&table("results = \"once.eval\"\n"), &["± is the standard error over rows."]);
+    write_run(&folder.path().join("seed-0"), 0.04);
+    let mixed = "over seeds (over the tasks' rows where a score is of one run or the best of several)";
+    for more in ["results = \"once.eval\"\n", "results = \"private.eval\"\naggregation = \"best\"\n"] {
+        assert_contains(&table(more), &[&format!("± is the standard error {mixed}.")]);
+        for plot in ["out/scores.svg", "out/curves.svg"] {
+            assert_contains(&fs::read_to_string(path(plot)).unwrap(), &["(over the tasks"]);
+        }
+    }
+}
+
+#[test]
+fn misspelled_routers_and_metrics_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    write_run(&folder.path().join("run"), 0.04);
+    let said = |table: &str| {
+        fs::write(path("table.toml"), table).unwrap();
+        run(["compare", &path("table.toml"), "--runs", &path("run")]).stderr
+    };
+    let router = said(&TABLE.replace("router = \"arrow\"", "router = \"arow\""));
+    assert_contains(
+        &router,
+        &["row `Arrow`: no results of router `arow` (did you mean `arrow`?)", "there are arrow, base"],
+    );
+    let metric = said(&TABLE.replace("metric = \"acc\"", "metric = \"ac\""));
+    assert_contains(
+        &metric,
+        &["column `accuracy, %`: no metric `ac` (did you mean `acc`?); there are acc", "none of the rows"],
+    );
+    assert!(!metric.contains("row `base`"), "{metric}");
+    let task = said(&TABLE.replace("scale = 100", "tasks = [\"u0\"]"));
+    assert_contains(&task, &["column `accuracy, %`: none of its tasks has `acc`; there are the tasks t0, t1"]);
+}
+
+#[test]
+fn a_row_without_the_metric_of_the_others_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    fs::create_dir_all(path("run/private.eval")).unwrap();
+    let of = |metric: &str| format!(r#"{{"t": {{"n": 2, "metrics": {{"{metric}": {{"value": 0.5}}}}}}}}"#);
+    let text = format!(r#"{{"results": {{"base": {}, "arrow": {}}}}}"#, of("acc"), of("loss"));
+    fs::write(path("run/private.eval/results.json"), text).unwrap();
+    fs::write(path("table.toml"), TABLE).unwrap();
+    let ran = run(["compare", &path("table.toml"), "--runs", &path("run")]).ok();
+    assert_contains(&ran.stderr, &["row `Arrow`: no metric `acc`; there are loss"]);
+}
+
+#[test]
+fn texts_of_a_table_are_single_cells_of_markdown() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    write_run(&folder.path().join("run"), 0.04);
+    let table = TABLE
+        .replace("\"accuracy, %\"", "\"P(a|b)\"")
+        .replace("\"Arrow\"", "\"Arrow |\\ntop 1\"")
+        .replace("\"Arrow helps\"", "\"x | y\"")
+        .replace("\"Both\"", "\"Both\\n# parts\"");
+    fs::write(path("table.toml"), table).unwrap();
+    let markdown = run(["compare", &path("table.toml"), "--runs", &path("run")]).ok().stdout;
+    assert_contains(&markdown, &["## Both # parts\n", r"|  | sees | P(a\|b) |", r"| Arrow \| top 1 | weights |"]);
+    assert_contains(&markdown, &[r"| x \| y (Arrow \| top 1 over base: P(a\|b)) | +4.00"]);
+}
+
+#[test]
+fn gains_have_the_digits_of_their_column_and_the_units_that_were_drawn() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    write_run(&folder.path().join("run"), 0.04);
+    let compare = |table: &str| {
+        fs::write(path("table.toml"), table).unwrap();
+        let ran = run(["compare", &path("table.toml"), "--runs", &path("run"), "--out", &path("out")]).ok();
+        (ran.stdout, fs::read_to_string(path("out/differences.svg")).unwrap().replace("</text>", " "))
+    };
+    let (markdown, svg) = compare(&TABLE.replace("scale = 100", "digits = 4"));
+    assert_contains(&markdown, &["| +0.0400 ±0.0000 | +0.0400 to +0.0400 | 8, 1 |", "| tasks, seeds |"]);
+    assert_contains(
+        &svg,
+        &["held: +0.0400, 95 % from +0.0400 to +0.0400", "<title>t0: +0.0400</title>", "on one task"],
+    );
+    let columns: String =
+        (0..8).map(|at| format!("[[column]]\nname = \"c{at}\"\nmetric = \"acc\"\ntasks = [\"t{at}\"]\n")).collect();
+    let (head, rows) = TABLE.split_once("[[column]]").unwrap();
+    let rows = &rows[rows.find("[[row]]").unwrap()..];
+    let (markdown, svg) = compare(&format!("{head}mean = \"mean of 8\"\n{columns}{rows}"));
+    assert_contains(&markdown, &["| columns, seeds |", "| 8, 1 |"]);
+    assert_contains(&svg, &["in one column"]);
+    assert!(!svg.contains("task,") && !svg.contains("tasks"), "{svg}");
+}
+
+#[test]
 fn the_results_that_are_compared_are_not_replaced() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).display().to_string();

@@ -36,10 +36,23 @@ pub struct CompareArgs {
 }
 
 impl CompareArgs {
-    /// Refuses runs that do not exist, and an output folder whose results.json is among those that are compared.
+    /// Refuses runs that do not exist or are given twice, and an output folder whose results.json is among those that are compared.
     fn check_folders(&self, spec: &TableSpec) -> Result<()> {
         for run in &self.runs {
             ensure!(run.is_dir(), "{}: no such folder; expected the results of one seed", run.display());
+        }
+        for (at, run) in self.runs.iter().enumerate() {
+            let same = self.runs[..at].iter().find(|other| usage::is_same_file(other, run));
+            usage::ensure(same.is_none(), || match same {
+                Some(same) if same != run => {
+                    format!(
+                        "--runs {} and {} are one folder; expected one for each seed",
+                        same.display(),
+                        run.display()
+                    )
+                }
+                _ => format!("--runs {}: given twice; expected one folder for each seed", run.display()),
+            })?;
         }
         let Some(folder) = &self.out else { return Ok(()) };
         let output = folder.join("results.json");
@@ -77,11 +90,8 @@ pub fn run(args: CompareArgs, context: &CommandContext) -> Result<()> {
     };
     let rows: Vec<Value> = spec.rows.iter().enumerate().map(row).collect();
     let runs = || args.runs.iter().map(|run| run.display().to_string()).collect::<Vec<_>>().join(", ");
-    for row in rows.iter().filter(|row| !is_scored(row)) {
-        context.warn(format!("row `{}` has no results in {}", row["label"].as_str().unwrap_or_default(), runs()))?;
-    }
-    for cell in scores.partial() {
-        context.warn(cell)?;
+    for missing in scores.missing(&runs()).into_iter().chain(scores.partial()) {
+        context.warn(missing)?;
     }
     ensure!(rows.iter().any(is_scored), "none of the rows of {} has results in {}", args.table.display(), runs());
     let mut document = json!({

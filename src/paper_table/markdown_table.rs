@@ -1,7 +1,7 @@
 //! A table and its claims as Markdown.
 
 use crate::output::text_table::ABSENT;
-use crate::paper_table::table_claims::JudgedClaim;
+use crate::paper_table::table_claims::{GainUnit, JudgedClaim, units};
 use crate::paper_table::table_scores::TableScores;
 use crate::paper_table::table_spec::{RowSpec, TableSpec};
 use lorakit_eval::{PairedDifference, Score};
@@ -16,7 +16,7 @@ const CLAIM_NOTE: &str = "± of a gain is the standard error of the bootstrap; t
 
 /// The heading, the table, its note, and a table of the claims.
 pub fn markdown(spec: &TableSpec, scores: &TableScores, claims: &[JudgedClaim]) -> String {
-    let mut parts = vec![format!("## {}", spec.title), table(spec, scores)];
+    let mut parts = vec![format!("## {}", one_line(&spec.title)), table(spec, scores)];
     parts.push(format!("± is the standard error over {}. {}", scores.error_over(), spec.note.trim()).trim().to_owned());
     if !claims.is_empty() {
         parts.push(claim_table(claims));
@@ -57,36 +57,47 @@ fn grouped(rows: &[RowSpec]) -> Vec<usize> {
 
 fn claim_table(claims: &[JudgedClaim]) -> String {
     let by_families = claims.iter().filter_map(|claim| claim.gain).any(|gain| gain.families.is_some());
-    let counts = if by_families { "drawn" } else { "tasks, seeds" };
-    let header = ["claim", "gain", "95 % interval", counts, "verdict"].map(str::to_owned);
+    let units: Vec<String> = units(claims).into_iter().map(|unit| format!("{}s", unit.name())).collect();
+    let counts = if by_families { "drawn".to_owned() } else { format!("{}, seeds", units.join(" or ")) };
+    let header = ["claim", "gain", "95 % interval", &counts, "verdict"].map(str::to_owned);
     let line = |claim: &JudgedClaim| {
         let what = format!("{} ({} over {}: {})", claim.text, claim.better, claim.worse, claim.column);
         let Some(gain) = &claim.gain else {
             return vec![what, ABSENT.to_owned(), ABSENT.to_owned(), ABSENT.to_owned(), "not scored".to_owned()];
         };
-        let [low, high] = gain.interval;
+        let ([low, high], digits) = (gain.interval, claim.digits);
         vec![
             what,
-            format!("{:+.2} ±{:.2}", gain.mean, gain.stderr),
-            format!("{low:+.2} to {high:+.2}"),
-            drawn(gain),
+            format!("{:+.digits$} ±{:.digits$}", gain.mean, gain.stderr),
+            format!("{low:+.digits$} to {high:+.digits$}"),
+            drawn(gain, claim.unit),
             claim.verdict.map_or(ABSENT.to_owned(), |verdict| format!("**{verdict}**")),
         ]
     };
     lines(&header, claims.iter().map(line))
 }
 
-/// How many tasks and seeds the bootstrap drew, and in how many families where it drew those.
-fn drawn(gain: &PairedDifference) -> String {
+/// How many tasks or columns and seeds the bootstrap drew, and in how many families where it drew those.
+fn drawn(gain: &PairedDifference, unit: GainUnit) -> String {
     let Some(families) = gain.families else { return format!("{}, {}", gain.tasks, gain.seeds) };
     let families = if families == 1 { "1 family".to_owned() } else { format!("{families} families") };
-    format!("{families} of {}, {}", pluralize(gain.tasks, "task"), pluralize(gain.seeds, "seed"))
+    format!("{families} of {}, {}", pluralize(gain.tasks, unit.name()), pluralize(gain.seeds, "seed"))
 }
 
 fn lines(header: &[String], rows: impl Iterator<Item = Vec<String>>) -> String {
-    let line = |cells: &[String]| format!("| {} |", cells.join(" | "));
+    let line =
+        |cells: &[String]| format!("| {} |", cells.iter().map(|cell| escaped(cell)).collect::<Vec<_>>().join(" | "));
     let rule = format!("|{}", "---|".repeat(header.len()));
     [line(header), rule].into_iter().chain(rows.map(|row| line(&row))).collect::<Vec<_>>().join("\n")
+}
+
+/// A cell whose text neither begins another cell nor ends its row.
+fn escaped(cell: &str) -> String {
+    one_line(cell).replace('|', "\\|")
+}
+
+fn one_line(text: &str) -> String {
+    text.trim_end().replace(['\n', '\r'], " ")
 }
 
 /// A score with its standard error.

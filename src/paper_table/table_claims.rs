@@ -18,6 +18,12 @@ pub struct JudgedClaim<'a> {
     pub worse: &'a str,
     /// The column that decides.
     pub column: String,
+    /// The decimals of its gains.
+    #[serde(skip)]
+    pub digits: usize,
+    /// What its gains are paired by.
+    #[serde(skip)]
+    pub unit: GainUnit,
     /// How much better it is; none where rows have no task in common.
     pub gain: Option<PairedDifference>,
     /// The gain on each task (under the mean, in each column), the mean over seeds.
@@ -25,6 +31,35 @@ pub struct JudgedClaim<'a> {
     /// None where there is no gain.
     pub verdict: Option<Verdict>,
 }
+
+/// What the gains of a claim are paired by.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum GainUnit {
+    /// The tasks of one column.
+    Task,
+    /// The columns of their mean.
+    Column,
+}
+
+impl GainUnit {
+    /// The singular.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Task => "task",
+            Self::Column => "column",
+        }
+    }
+}
+
+/// The units of the claims that have a gain: at least one, tasks before columns.
+pub fn units(claims: &[JudgedClaim]) -> Vec<GainUnit> {
+    let is_used = |unit: &GainUnit| claims.iter().any(|claim| claim.gain.is_some() && claim.unit == *unit);
+    let used: Vec<GainUnit> = [GainUnit::Task, GainUnit::Column].into_iter().filter(is_used).collect();
+    if used.is_empty() { vec![GainUnit::Task] } else { used }
+}
+
+/// The fewest decimals of a gain, which may be small beside the scores.
+const GAIN_DIGITS: usize = 2;
 
 /// Judges all claims, by families where the table names them.
 pub fn judge<'a>(spec: &'a TableSpec, scores: &TableScores, families: Option<&TaskFamilies>) -> Vec<JudgedClaim<'a>> {
@@ -41,6 +76,8 @@ pub fn judge<'a>(spec: &'a TableSpec, scores: &TableScores, families: Option<&Ta
             better: &claim.better,
             worse: &claim.worse,
             column: scores.shown(column).0.to_owned(),
+            digits: scores.shown(column).1.digits.max(GAIN_DIGITS),
+            unit: if matches!(column, TableColumn::Mean) { GainUnit::Column } else { GainUnit::Task },
             gain,
             by_task: gains.into_iter().map(mean).collect(),
             verdict: gain.map(|gain| Verdict::of(&gain, testable)),

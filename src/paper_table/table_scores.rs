@@ -1,5 +1,6 @@
 //! The scores of a table, read from the results.json of every run.
 
+use crate::paper_table::missing_scores::{self, FoundResults};
 use crate::paper_table::table_spec::{ColumnSpec, RowSpec, RunAggregation, TableSpec};
 use anyhow::{Context as _, Result};
 use lorakit_eval::{Results, Score};
@@ -13,8 +14,8 @@ pub struct TableScores<'a> {
     rows: Vec<RowScores>,
 }
 
-/// The scores of a row by run; none where a run has no results of it.
-struct RowScores(Vec<Option<RunScores>>);
+/// The scores of a row by run, none where a run has no results of it; and what its files have besides.
+struct RowScores(Vec<Option<RunScores>>, FoundResults);
 
 /// The scores of one run: for each column, by task.
 type RunScores = Vec<BTreeMap<String, Score>>;
@@ -36,12 +37,14 @@ impl<'a> TableScores<'a> {
     pub fn read(spec: &'a TableSpec, runs: &[PathBuf]) -> Result<Self> {
         let mut files = BTreeMap::new();
         let row = |row: &RowSpec| {
-            let run = |run: &PathBuf| run_scores(spec, row, run, &mut files);
+            let mut found = FoundResults::default();
+            let run = |run: &PathBuf| run_scores((spec, row), run, &mut files, &mut found);
             let of_runs: Vec<Option<RunScores>> = runs.iter().map(run).collect::<Result<_>>()?;
-            Ok(RowScores(match row.aggregation {
+            let scores = match row.aggregation {
                 RunAggregation::Mean => of_runs,
                 RunAggregation::Best => vec![best_of(spec, of_runs.into_iter().flatten())],
-            }))
+            };
+            Ok(RowScores(scores, found))
         };
         let rows = spec.rows.iter().map(row).collect::<Result<_>>()?;
         Ok(Self { spec, rows })
@@ -87,15 +90,33 @@ impl<'a> TableScores<'a> {
         self.spec.rows.iter().position(|row| row.label == label)
     }
 
-    /// What the standard error of a cell is over.
+    /// What the standard errors of cells are over.
     pub fn error_over(&self) -> &'static str {
-        if self.rows.iter().any(|row| row.0.len() > 1) { "seeds" } else { "rows" }
+        let columns = self.columns();
+        let cells = (0..self.rows.len()).flat_map(|row| columns.iter().map(move |column| (row, *column)));
+        let (mut seeds, mut rows) = (false, false);
+        for (row, column) in cells {
+            match self.of_runs(row, column).as_slice() {
+                [one] => rows |= one.stderr.is_some(),
+                several => seeds |= !several.is_empty(),
+            }
+        }
+        match (seeds, rows) {
+            (true, true) => "seeds (over the tasks' rows where a score is of one run or the best of several)",
+            (true, false) => "seeds",
+            (false, _) => "rows",
+        }
+    }
+
+    /// The value of a cell in each run that has one, scaled.
+    fn of_runs(&self, row: usize, column: TableColumn) -> Vec<Score> {
+        self.rows[row].0.iter().flatten().filter_map(|run| self.mean(run, column)).collect()
     }
 
     /// The value of a cell, scaled: the mean over tasks and runs, with the standard error over runs if there are several,
     /// else over rows of the tasks, whose errors are independent.
     pub fn cell(&self, row: usize, column: TableColumn) -> Option<Score> {
-        let scores: Vec<Score> = self.rows[row].0.iter().flatten().filter_map(|run| self.mean(run, column)).collect();
+        let scores = self.of_runs(row, column);
         let values: Vec<f64> = scores.iter().map(|score| score.value).collect();
         let all = Score::mean(&values)?;
         Some(Score { stderr: all.stderr.or(scores[0].stderr), ..all })
@@ -116,6 +137,25 @@ impl<'a> TableScores<'a> {
         let columns = self.spec.mean.iter().flat_map(|_| &self.spec.columns).map(|column| column.name.as_str());
         let runs = self.rows.iter().flat_map(|row| row.0.iter().flatten());
         runs.flatten().flat_map(BTreeMap::keys).map(String::as_str).chain(columns).collect()
+    }
+
+    /// Why rows and columns have no score, each as a sentence; `runs` are the folders that were searched.
+    pub fn missing(&self, runs: &str) -> Vec<String> {
+        let has = |row: &RowScores, at: usize| row.0.iter().flatten().any(|run| !run[at].is_empty());
+        let columns = || 0..self.spec.columns.len();
+        let is_scored = |row: &RowScores| columns().any(|at| has(row, at));
+        let any_scored = self.rows.iter().any(is_scored);
+        let unscored = columns().filter(|at| !self.rows.iter().any(|row| has(row, *at)));
+        let found: Vec<&FoundResults> = self.rows.iter().map(|row| &row.1).collect();
+        let mut missing: Vec<String> =
+            unscored.filter_map(|at| missing_scores::of_column(&self.spec.columns[at], &found)).collect();
+        for (row, scores) in self.spec.rows.iter().zip(&self.rows).filter(|(_, scores)| !is_scored(scores)) {
+            // Where no row has a score, the columns say why.
+            if any_scored || !scores.1.has_router() {
+                missing.push(scores.1.of_row(row, &self.spec.columns, runs));
+            }
+        }
+        missing
     }
 
     /// The cells that are means of fewer tasks or runs than those of other rows in the same column, each as a sentence.
@@ -229,10 +269,10 @@ pub fn results_file(row: &RowSpec, run: &Path) -> PathBuf {
 
 /// The scores of a row in one run; none where its file or its router is missing.
 fn run_scores(
-    spec: &TableSpec,
-    row: &RowSpec,
+    (spec, row): (&TableSpec, &RowSpec),
     run: &Path,
     files: &mut BTreeMap<PathBuf, Option<Value>>,
+    found: &mut FoundResults,
 ) -> Result<Option<RunScores>> {
     let path = results_file(row, run);
     if !files.contains_key(&path) {
@@ -242,6 +282,7 @@ fn run_scores(
     let document = row.at.as_ref().map_or(document, |key| &document[key]);
     let results: Results = serde_json::from_value(document.clone())
         .with_context(|| format!("{}: expected the results of an evaluation", path.display()))?;
+    found.add(row, &results);
     let Some((_, tasks)) = results.routers().find(|(router, _)| *router == row.router) else { return Ok(None) };
     let column = |column: &ColumnSpec| {
         let wanted = |task: &str| column.tasks.is_empty() || column.tasks.iter().any(|name| name == task);

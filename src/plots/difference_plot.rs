@@ -1,8 +1,8 @@
-//! The gains that decide claims: a dot for each task, their mean, and its 95 % interval.
+//! The gains that decide claims: a dot for each task or column, their mean, and its 95 % interval.
 
 use crate::pages::label::printable;
 use crate::pages::markup::render;
-use crate::paper_table::table_claims::JudgedClaim;
+use crate::paper_table::table_claims::{GainUnit, JudgedClaim, units};
 use crate::plots::axis::{Axis, AxisTick};
 use crate::plots::plot_frame::{LINE, MARGIN, PlotFrame, TextLine, WIDTH, text_lines};
 use anyhow::Result;
@@ -12,12 +12,22 @@ use serde::Serialize;
 /// Height in pixels of the marks of a claim.
 const MARKS: f64 = 26.0;
 
-/// What the marks mean, of claims that are judged by tasks and by families of tasks.
-const BY_TASKS: &str = "A dot is the gain on one task, the mean over seeds; right of zero the claim's better row is better, \
-                        of a loss too. The large dot is the mean over tasks, the line its 95 % interval over tasks and seeds.";
-const BY_FAMILIES: &str = "A dot is the gain on one task, the mean over seeds; right of zero the claim's better row is \
-                           better, of a loss too. The large dot is the mean over tasks, the line its 95 % interval over \
-                           families of tasks and seeds.";
+/// What the marks mean.
+fn note(claims: &[JudgedClaim]) -> String {
+    let units = units(claims);
+    let dot = |unit: &GainUnit| match unit {
+        GainUnit::Task => "on one task",
+        GainUnit::Column => "in one column",
+    };
+    let dots = units.iter().map(dot).collect::<Vec<_>>().join(" or ");
+    let units = units.iter().map(|unit| format!("{}s", unit.name())).collect::<Vec<_>>().join(" or ");
+    let by_families = claims.iter().filter_map(|claim| claim.gain).any(|gain| gain.families.is_some());
+    let families = if by_families { "families of " } else { "" };
+    format!(
+        "A dot is the gain {dots}, the mean over seeds; right of zero the claim's better row is better, of a loss too. \
+         The large dot is the mean over {units}, the line its 95 % interval over {families}{units} and seeds."
+    )
+}
 
 #[derive(Serialize)]
 struct DifferencePanel {
@@ -60,9 +70,7 @@ pub fn svg(title: &str, claims: &[JudgedClaim]) -> Result<Option<String>> {
     if columns.is_empty() {
         return Ok(None);
     }
-    let by_families = claims.iter().filter_map(|claim| claim.gain).any(|gain| gain.families.is_some());
-    let frame =
-        PlotFrame { title, width: WIDTH, note: if by_families { BY_FAMILIES } else { BY_TASKS }, legend: Vec::new() };
+    let frame = PlotFrame { title, width: WIDTH, note: &note(claims), legend: Vec::new() };
     let mut top = frame.top();
     let mut panels = Vec::new();
     for column in columns {
@@ -103,13 +111,14 @@ fn claim_marks(claim: &JudgedClaim, gain: &PairedDifference, axis: &Axis, top: f
     let text = text_lines(claim.text, top, WIDTH);
     let said_y = top + LINE * (text.len() as f64 + 0.5);
     let verdict = claim.verdict.map_or("not scored".to_owned(), |verdict| verdict.to_string());
-    let ([low, high], mean) = (gain.interval, gain.mean);
+    let ([low, high], mean, digits) = (gain.interval, gain.mean, claim.digits);
     let dot = |(task, gain): (&String, &f64)| {
-        Some(TaskDot { x: axis.at(*gain)?, task: printable(task), gain: format!("{gain:+.2}") })
+        Some(TaskDot { x: axis.at(*gain)?, task: printable(task), gain: format!("{gain:+.digits$}") })
     };
+    let said = format!("{verdict}: {mean:+.digits$}, 95 % from {low:+.digits$} to {high:+.digits$}");
     ClaimMarks {
         text,
-        said: TextLine { y: said_y, text: format!("{verdict}: {mean:+.2}, 95 % from {low:+.2} to {high:+.2}") },
+        said: TextLine { y: said_y, text: said },
         class: claim.verdict.map_or("undecided", class),
         y: said_y + LINE / 2.0 + MARKS / 2.0,
         tasks: claim.by_task.iter().filter_map(dot).collect(),
