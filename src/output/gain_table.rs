@@ -38,16 +38,17 @@ fn paired(results: &Results, (better, worse): (&str, &str), metric: &str, tasks:
 /// The gains as a table; none where there are none.
 pub fn text(gains: &Gains, routers: &[&str]) -> Option<String> {
     let (first, others) = routers.split_first()?;
-    // Routers that failed have none, nor has what is no router.
-    let has_gain = |router: &&&str| gains.values().any(|by_router| by_router.contains_key(*router));
-    let others: Vec<&str> = others.iter().filter(has_gain).copied().collect();
-    let cell = |gain: Option<&PairedDifference>| match gain {
+    // A router that lacks tasks of the others is compared on those it has.
+    let cell = |gain: Option<&PairedDifference>, most: usize| match gain {
         None => ABSENT.to_owned(),
-        Some(PairedDifference { mean, interval: [low, high], .. }) => format!("{mean:+.3} [{low:+.3}, {high:+.3}]"),
+        Some(PairedDifference { tasks, mean, interval: [low, high], .. }) => {
+            let fewer = if *tasks < most { format!(" on {tasks} of {most}") } else { String::new() };
+            format!("{mean:+.3} [{low:+.3}, {high:+.3}]{fewer}")
+        }
     };
     let line = |(metric, by_router): (&&str, &BTreeMap<&str, PairedDifference>)| {
         let tasks = by_router.values().map(|gain| gain.tasks).max().unwrap_or(0);
-        let cells = others.iter().map(|router| cell(by_router.get(router)));
+        let cells = others.iter().map(|router| cell(by_router.get(router), tasks));
         [(*metric).to_owned(), tasks.to_string()].into_iter().chain(cells).collect()
     };
     let title = format!("gain over {first}, 95 %");
@@ -80,6 +81,21 @@ mod tests {
         assert!((gains["loss"]["arrow"].mean - 0.845).abs() < 1e-9, "{gains:?}");
         let text = text(&gains, &["base", "arrow"]).unwrap();
         assert!(text.contains("+0.845 [+0.8") && text.contains("gain over base"), "{text}");
+    }
+
+    #[test]
+    fn a_gain_over_fewer_tasks_than_others_says_so() {
+        let tasks = &skills::tasks(skills::SEED, SuitePart::Training)[..DECISIVE_TASKS + 2];
+        let of = |router: &str, count: usize| {
+            let task = |task: &Task| format!(r#""{}": {{"n": 1, "metrics": {{"loss": {{"value": 1}}}}}}"#, task.name);
+            format!("\"{router}\": {{{}}}", tasks[..count].iter().map(task).collect::<Vec<_>>().join(","))
+        };
+        let all = tasks.len();
+        let routers = [of("base", all), of("arrow", all), of("oracle", DECISIVE_TASKS)].join(",");
+        let results = Results::parse(&format!(r#"{{"results": {{{routers}}}}}"#)).unwrap();
+        let routers = ["base", "arrow", "oracle"];
+        let text = text(&gains(&results, &routers, tasks), &routers).unwrap();
+        assert_eq!(text.matches(&format!("on {DECISIVE_TASKS} of {all}")).count(), 1, "{text}");
     }
 
     #[test]
