@@ -7,7 +7,7 @@ use lorakit_fit::{FitContext, FitError, MergeRecord, OpenLibrary, Reporter, Trai
 use lorakit_model::{Base, BaseOptions};
 use lorakit_route::parse_router;
 use lorakit_task::{Task, Tokenizer};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -126,4 +126,36 @@ fn unknown_experts_and_other_bases_are_refused() {
     let other = Base::open(&repository("tests/fixtures/peft/mistral/base"), &BaseOptions::default()).unwrap();
     let error = OpenLibrary::open(&root, &other, &[]).unwrap_err();
     assert!(error.chain().contains("library_0.1"), "{}", error.chain());
+}
+
+/// Keeps what is reported.
+#[derive(Default)]
+struct Said(RefCell<Vec<String>>);
+
+impl Reporter for Said {
+    fn status(&self, text: &str) {
+        self.0.borrow_mut().push(text.to_owned());
+    }
+
+    fn warn(&self, text: &str) {
+        panic!("{text}");
+    }
+
+    fn training(&self) -> TrainingHooks<'_> {
+        panic!("nothing is trained here");
+    }
+}
+
+#[test]
+fn fitted_weights_are_reported_under_the_router_s_name() {
+    let (base, folder) = (pico(), tempfile::tempdir().unwrap());
+    copy(&repository("tests/fixtures/library_0.1"), folder.path());
+    let library = OpenLibrary::open(folder.path(), &base, &[]).unwrap();
+    let tasks = Task::load("suite:skills/shift_up2", None).unwrap();
+    let (said, fits) = (Said::default(), Fits::default());
+    let context = FitContext { reporter: &said, ..context(&base, &library, &fits) };
+    build_router(&context, &*parse_router("cat:steps=1,rows=2").unwrap(), Some(&tasks[0]), None).unwrap();
+    let said = said.0.take();
+    assert_eq!(said.len(), 2, "{said:?}");
+    assert!(said.iter().all(|text| text.starts_with("cat: ")), "{said:?}");
 }

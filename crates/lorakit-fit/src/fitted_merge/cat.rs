@@ -39,7 +39,7 @@ impl MergeFit for CatFit {
 
 impl RouterFit for CatFit {
     fn fit(&self, router: &dyn Router, rows: &TrainingRows) -> Option<Result<RouterState>> {
-        as_kind::<Cat>(router).map(|cat| weights_as_state(self, &CatMerge(cat.clone()), rows))
+        as_kind::<Cat>(router).map(|cat| weights_as_state(router.info().name, self, &CatMerge(cat.clone()), rows))
     }
 }
 

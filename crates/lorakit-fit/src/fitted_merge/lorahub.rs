@@ -35,7 +35,7 @@ impl MergeFit for LoraHubFit {
 
 impl RouterFit for LoraHubFit {
     fn fit(&self, router: &dyn Router, rows: &TrainingRows) -> Option<Result<RouterState>> {
-        as_kind::<LoraHub>(router).map(|hub| weights_as_state(self, hub, rows))
+        as_kind::<LoraHub>(router).map(|hub| weights_as_state(router.info().name, self, hub, rows))
     }
 }
 

@@ -1,4 +1,4 @@
-//! Fitted weights as the state of the router of the same name.
+//! Fitted weights as the state of a router.
 
 use super::merge_fit::{MergeFit, ensure_fittable};
 use super::weight_fit_context::WeightFitContext;
@@ -7,8 +7,10 @@ use crate::router::training_rows::TrainingRows;
 use lorakit_route::{FittedMerge, RouterState};
 use lorakit_task::Example;
 
-/// Fits the weights of `merge` to the rows of all tasks together.
+/// Fits the weights of `merge` to the rows of all tasks together, and reports them as those of the router `name`: the merge
+/// may have another.
 pub(super) fn weights_as_state(
+    name: &str,
     fit: &dyn MergeFit,
     merge: &dyn FittedMerge,
     rows: &TrainingRows,
@@ -17,6 +19,6 @@ pub(super) fn weights_as_state(
     let context = WeightFitContext { base: rows.base(), experts: rows.experts(), seed: rows.seed() };
     ensure_fittable(merge, context, &examples)?;
     let fitted = fit.fit_merge(merge, context, &examples).unwrap_or_else(|| Err(FitError::NoFit(merge.to_string())))?;
-    rows.status(&format!("{}: {}", merge.info().name, fitted.summary(rows.experts())));
+    rows.status(&format!("{name}: {}", fitted.summary(rows.experts())));
     Ok(RouterState::new([("weights".to_owned(), fitted.weights)]))
 }
