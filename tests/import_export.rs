@@ -241,3 +241,15 @@ fn adapters_of_a_tied_head_are_not_exported_for_llama_cpp() {
         }
     }
 }
+
+#[test]
+fn settings_that_are_not_set_are_not_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let library = "tests/fixtures/library_0.1";
+    let shown = run(["library", "show", "--library", library, "shift_up1"]).ok().stdout;
+    assert!(shown.contains("learning_rate") && !shown.contains("null"), "{shown}");
+    let out = folder.path().join("out");
+    run(["library", "export", "--library", library, "--out", &out.display().to_string(), "shift_up1"]).ok();
+    let card = std::fs::read_to_string(out.join("shift_up1/README.md")).unwrap();
+    assert!(card.contains("| learning_rate |") && !card.contains("null"), "{card}");
+}

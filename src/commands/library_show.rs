@@ -83,7 +83,8 @@ fn text(entry: &Entry) -> String {
         facts.push(fact("tokens", record.tokens.to_string()));
         facts.push(fact("seed", record.seed.to_string()));
         let settings: Option<Map<String, Value>> = record.settings.field("settings").ok().flatten();
-        let settings = settings.iter().flatten();
+        // What is null is not set: the command's help says what then holds.
+        let settings = settings.iter().flatten().filter(|(_, value)| !value.is_null());
         facts.extend(
             settings.map(|(name, value)| fact(name, value.as_str().map_or_else(|| value.to_string(), str::to_owned))),
         );

@@ -42,7 +42,9 @@ pub fn summary(report: &ClusteringReport) -> String {
         text.push_str(&format!("\n{}: {}", missing.space, missing.reason));
     }
     if let Some(suggestion) = &report.suggestion {
-        text.push_str("\n\nMean silhouette of the clustered embedding, by number of clusters:\n");
+        text.push_str(&format!(
+            "\n\nMean silhouette of the clustered embedding, for the {BEST_LISTED} best numbers of clusters and the used one:\n"
+        ));
         text.push_str(&numbers_of_clusters(&report.curve, report.clusters.len()));
         text.push_str(&format!("\nSuggested: k = {}; {}.", suggestion.k, suggestion.reason));
     }

@@ -103,9 +103,9 @@ fn to_15_digits(value: f64) -> f64 {
 /// The most bytes of a router's and a task's name in the name of a file.
 const MAX_NAMES: usize = 200;
 
-/// The file name for the samples of a router on a task: `samples_ROUTER_TASK.jsonl`. Characters that file systems refuse or
-/// shells expand become `_`, as in lm-evaluation-harness. A long name is cut, and ends in a part of its hash: file systems
-/// take 255 bytes.
+/// The file name for the samples of a router on a task: `samples_ROUTER_TASK.jsonl`. Characters that file systems refuse
+/// become `_`, and so do brackets, as in lm-evaluation-harness, and white space. Others that a shell expands stay, such as
+/// `$` and `'`. A long name is cut, and ends in a part of its hash: file systems take 255 bytes.
 ///
 /// ```
 /// use lorakit_eval::samples_file;

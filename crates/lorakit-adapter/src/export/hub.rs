@@ -133,7 +133,7 @@ impl<'a> HubExport<'a> {
         }
         if let Ok(Some(settings)) = record.settings.field::<Map<String, Value>>("settings") {
             text.push_str("## Training\n\n| setting | value |\n|---|---|\n");
-            for (name, value) in &settings {
+            for (name, value) in settings.iter().filter(|(_, value)| !value.is_null()) {
                 let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
                 let _ = writeln!(text, "| {} | {} |", cell(name), cell(&value));
             }

@@ -68,7 +68,7 @@ impl BaseIdentity {
         let are_forms = self.form.is_some() || other.form.is_some();
         if self.architecture != other.architecture && !is_one {
             return Err(AdapterError::LibraryBase(format!(
-                "belongs to the base `{own_name}` ({}), not to `{other_name}` ({})",
+                "it belongs to the base `{own_name}` ({}), not to `{other_name}` ({})",
                 self.architecture, other.architecture
             )));
         }
@@ -77,7 +77,7 @@ impl BaseIdentity {
             let show = |value: Option<&u64>| value.map_or_else(|| "none".to_owned(), u64::to_string);
             if own != given {
                 return Err(AdapterError::LibraryBase(format!(
-                    "belongs to the base `{own_name}` with {key} {}, but `{other_name}` has {}",
+                    "it belongs to the base `{own_name}` with {key} {}, but `{other_name}` has {}",
                     show(own),
                     show(given)
                 )));
@@ -85,8 +85,8 @@ impl BaseIdentity {
         }
         if self.fingerprint != other.fingerprint && !are_forms {
             return Err(AdapterError::LibraryBase(format!(
-                "belongs to the base `{own_name}` with the fingerprint {}, but `{other_name}` has {}: other weights of the \
-                 same shapes",
+                "it belongs to the base `{own_name}` with the fingerprint {}, but `{other_name}` has {}: other weights of \
+                 the same shapes",
                 self.fingerprint, other.fingerprint
             )));
         }
@@ -141,7 +141,8 @@ mod tests {
         file.ensure_same(&folder).unwrap();
         assert!(folder.other_form(&file).unwrap().contains("`b` (GGUF Q4_0 F32)"));
         assert_eq!(file.other_form(&file.clone()), None);
-        assert!(folder.ensure_same(&base("mistral", "b", None)).is_err());
+        let refused = folder.ensure_same(&base("mistral", "b", None)).unwrap_err().to_string();
+        assert!(refused.starts_with("it belongs to the base `b` with the fingerprint a"), "{refused}");
         let trained = |form: Option<&str>| ExpertRecord {
             base_fingerprint: Some("b".to_owned()),
             base_form: form.map(str::to_owned),
