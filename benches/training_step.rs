@@ -30,6 +30,7 @@ fn job(rows: usize, length: usize, vocabulary: usize, prompt: usize) -> Job {
         validation: Vec::new(),
         init: None,
         row_shards: 1,
+        task_rows: Vec::new(),
     }
 }
 

@@ -71,6 +71,7 @@ impl Oracle {
             validation: Vec::new(),
             init: Some(Init { adapter: start, origin: serde_json::Value::Null, seen: Vec::new() }),
             row_shards: 1,
+            task_rows: Vec::new(),
         }
     }
 

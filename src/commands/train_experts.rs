@@ -49,8 +49,8 @@ Training settings, with defaults and aliases of PEFT and transformers:
   eval_steps                    steps between validations; 0: none; default: an epoch
   save_steps=100                steps between checkpoints; 0: none
   experts_per_pass              default: as many as fit in memory
-  max_loss_jump=2               stop an expert whose loss exceeds this multiple of earlier
-                                ones; 0: never
+  max_loss_jump=2               stop an expert whose loss exceeds guessing and this multiple
+                                of what it was on the same rows before training; 0: never
   gradient_checkpointing=false  trade time for memory
   routing_learning_rate=0.1     for the routing of --poly and --mhr
   splits=8                      blocks that --mhr routes separately";

@@ -23,6 +23,8 @@ pub struct Job {
     /// The number of experts that divide the rows of these tasks, and so their steps; 1 for an expert that has all rows
     /// of its tasks.
     pub row_shards: usize,
+    /// How many of the training rows are of each task, which they are ordered by; empty if unknown.
+    pub task_rows: Vec<usize>,
 }
 
 /// An adapter that training starts from.
@@ -59,6 +61,25 @@ impl Job {
     /// The indices of the training rows of a step.
     pub fn batch(&self, config: &TrainConfig, seed: u64, step: usize) -> Vec<usize> {
         batch_indices(seed, &self.name, self.train.len(), config.rows_per_step(), step)
+    }
+
+    /// The number of a training row among those of its task, from one, with the task if there are several; None if unknown, as
+    /// of a random part of all rows.
+    pub(crate) fn row_name(&self, index: usize) -> Option<String> {
+        if self.row_shards != 1 {
+            return None;
+        }
+        if self.tasks.len() < 2 {
+            return Some((index + 1).to_string());
+        }
+        let mut before = 0;
+        for (task, rows) in self.tasks.iter().zip(&self.task_rows) {
+            if index < before + rows {
+                return Some(format!("{} of `{}`", index + 1 - before, task.name));
+            }
+            before += rows;
+        }
+        None
     }
 
     /// The keys of the dropout masks of a step's `rows` rows.

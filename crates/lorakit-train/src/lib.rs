@@ -34,6 +34,7 @@ pub mod backward;
 mod batch_row;
 mod divergence;
 mod error;
+mod initial_weights;
 mod isolate_non_finite;
 mod job;
 pub mod optim;

@@ -5,8 +5,9 @@ use crate::backward::example_losses_by_token::example_losses_by_token;
 use crate::backward::gradients::Gradients;
 use crate::backward::layerwise::{LayerwiseBackward, LossBatch};
 use crate::batch_row::{BatchRow, batches, batches_by_expert, equal_runs};
-use crate::divergence::DivergenceMonitor;
+use crate::divergence::{Divergence, DivergenceMonitor, monitored_steps};
 use crate::error::{Result, TrainError};
+use crate::initial_weights::InitialWeights;
 use crate::isolate_non_finite::isolate_non_finite;
 use crate::job::Job;
 use crate::optim::adamw::{AdamW, CollectedGradients};
@@ -22,7 +23,7 @@ use crate::trainable::trainable_set::TrainableSet;
 use candle_core::Var;
 use lorakit_adapter::Adapter;
 use lorakit_model::{Base, TokenBatch};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -49,6 +50,10 @@ pub struct Pass<'a> {
     step: usize,
     progress: Vec<ExpertProgress>,
     best: Vec<BestValues>,
+    /// The base as it was before training; None if all its weights are trained and the caller gives no other.
+    initial_base: Option<&'a Base>,
+    /// Each expert's losses under its initial weights by step, counted from zero, as far as they have been compared.
+    initial_losses: Vec<BTreeMap<usize, f64>>,
 }
 
 /// The values of an expert's best validation, variable by variable; None before the first.
@@ -159,6 +164,7 @@ impl<'a> Pass<'a> {
 
     fn start(context: PassContext<'a>, jobs: &'a [Job], trainable: TrainableSet, parameters: Vec<Parameter>) -> Self {
         let optimizer = AdamW::new(parameters, jobs.len());
+        let trains_base = matches!(trainable, TrainableSet::Weights(_));
         Self {
             context,
             jobs,
@@ -168,7 +174,15 @@ impl<'a> Pass<'a> {
             step: 0,
             progress: vec![ExpertProgress::default(); jobs.len()],
             best: vec![None; jobs.len()],
+            initial_base: (!trains_base).then_some(context.base),
+            initial_losses: vec![BTreeMap::new(); jobs.len()],
         }
+    }
+
+    /// Compares losses with those of `base`, which is not trained, to detect that training of all weights diverges.
+    #[must_use]
+    pub fn with_initial_base(self, base: &'a Base) -> Self {
+        Self { initial_base: Some(base), ..self }
     }
 
     /// The experts' jobs.
@@ -247,7 +261,7 @@ impl<'a> Pass<'a> {
         }
         self.step += 1;
         let validated = self.validate(&active)?;
-        self.check_final_losses(&active);
+        self.check_final_losses(&active)?;
         let ended = active.iter().copied().filter(|&e| !self.is_active(e)).collect();
         let losses = (0..self.jobs.len()).map(|e| active.contains(&e).then(|| losses.experts[e] as f32)).collect();
         Ok(StepOutput { step: self.step, losses, norms, learning_rates, validated, ended, tokens })
@@ -330,16 +344,51 @@ impl<'a> Pass<'a> {
         DivergenceMonitor { max_loss_jump: config.max_loss_jump, vocabulary: base.config().vocabulary }
     }
 
-    /// Fails the experts that end with a far higher loss than they started with.
-    fn check_final_losses(&mut self, active: &[usize]) {
+    /// The initial weights of an expert, as far as they are still there.
+    fn initial_weights(&self, expert: usize) -> Option<InitialWeights<'a>> {
+        let PassContext { config, seed, batch_tokens, .. } = self.context;
+        Some(InitialWeights { base: self.initial_base?, job: &self.jobs[expert], config, seed, batch_tokens })
+    }
+
+    /// Why an expert has diverged at this step, if it has.
+    fn divergence(&mut self, expert: usize, loss: f64, norm: f64) -> Result<Option<Divergence>> {
+        let (monitor, progress) = (self.monitor(), &self.progress[expert]);
+        let found = monitor.check(loss, norm, &progress.norms);
+        let Some(initial) = self.initial_weights(expert).filter(|_| found.is_none()) else { return Ok(found) };
+        let rows_per_step = self.context.config.rows_per_step().min(self.jobs[expert].train.len());
+        let first = (self.step + 1).saturating_sub(monitored_steps(rows_per_step));
+        let count = (self.step + 1 - first) as f64;
+        let before: f64 = progress.losses[first..].iter().map(|loss| f64::from(*loss)).sum();
+        let known = &mut self.initial_losses[expert];
+        let jump = monitor.check_jump((before + loss) / count, || {
+            let mut sum = 0.0;
+            for step in first..=self.step {
+                let loss = match known.get(&step) {
+                    Some(loss) => *loss,
+                    None => initial.step_loss(step)?,
+                };
+                known.insert(step, loss);
+                sum += loss;
+            }
+            Ok(sum / count)
+        })?;
+        Ok(jump.map(Divergence::Jump))
+    }
+
+    /// Fails the experts whose validation loss has diverged at their end.
+    fn check_final_losses(&mut self, active: &[usize]) -> Result<()> {
         let monitor = self.monitor();
         for &expert in active {
+            let Some(initial) = self.initial_weights(expert) else { continue };
             let progress = &mut self.progress[expert];
-            if self.step == self.jobs[expert].steps(self.context.config) && progress.failure.is_none() {
-                let validation = progress.validation.last().filter(|(step, _)| *step == self.step);
-                progress.failure = monitor.check_end(validation.map(|(_, loss)| *loss), &progress.losses);
+            let validated = progress.validation.last().filter(|(step, _)| *step == self.step);
+            let is_end = self.step == self.jobs[expert].steps(self.context.config) && progress.failure.is_none();
+            if let (true, Some((step, loss))) = (is_end, validated) {
+                let jump = monitor.check_jump(f64::from(*loss), || initial.validation_loss())?;
+                progress.failure = jump.map(|jump| jump.describe_validation(*step));
             }
         }
+        Ok(())
     }
 
     /// Clips each expert's gradient and updates its weights. An expert that has diverged stops here, its weights unchanged.
@@ -347,7 +396,7 @@ impl<'a> Pass<'a> {
         let StepGradients { collected, losses, .. } = gradients;
         let mut updates = vec![None; self.jobs.len()];
         for &expert in active {
-            updates[expert] = self.expert_update(expert, collected, rows, losses);
+            updates[expert] = self.expert_update(expert, collected, rows, losses)?;
         }
         self.optimizer.step(collected, &updates)?;
         let learning_rates = updates.iter().map(|update| update.as_ref().map(|update| update.lr)).collect();
@@ -368,24 +417,25 @@ impl<'a> Pass<'a> {
         collected: &CollectedGradients,
         rows: &[BatchRow],
         losses: &StepLosses,
-    ) -> Option<AdamWUpdate> {
-        let (config, monitor) = (self.context.config, self.monitor());
+    ) -> Result<Option<AdamWUpdate>> {
+        let config = self.context.config;
         let (loss, norm) = (losses.experts[expert], collected.norms[expert]);
+        let divergence = self.divergence(expert, loss, norm)?;
         let progress = &mut self.progress[expert];
-        if let Some(divergence) = monitor.check(loss, norm, &progress.losses, &progress.norms) {
+        if let Some(divergence) = divergence {
             let own = rows.iter().zip(&losses.rows).filter(|(row, _)| row.expert == expert);
             let rows: Vec<(usize, f64)> = own.map(|(row, loss)| (row.index, *loss)).collect();
-            progress.failure = Some(divergence.describe(self.step + 1, &rows));
-            return None;
+            progress.failure = Some(divergence.describe(self.step + 1, &self.jobs[expert], &rows));
+            return Ok(None);
         }
         progress.losses.push(loss as f32);
         progress.norms.push(norm as f32);
-        Some(AdamWUpdate {
+        Ok(Some(AdamWUpdate {
             lr: self.learning_rate(expert, self.step + 1),
             clip: clip_factor(norm, config.max_grad_norm),
             step: self.step + 1,
             weight_decay: config.weight_decay,
-        })
+        }))
     }
 
     /// Validates the experts that are due, and keeps the weights of those that improved.
@@ -421,10 +471,11 @@ impl<'a> Pass<'a> {
                 validated.push((expert, loss));
                 continue;
             }
-            let bad = own.iter().position(|loss| !loss.is_finite()).map_or(0, |row| row + 1);
+            // Of several tasks the number would be one among the rows of all.
+            let row = own.iter().position(|loss| !loss.is_finite()).filter(|_| self.jobs[expert].tasks.len() < 2);
+            let row = row.map_or(String::new(), |row| format!(", first at row {} of its validation rows", row + 1));
             self.progress[expert].failure = Some(format!(
-                "after step {} its validation loss was {loss}, first at row {bad} of its validation rows; try a lower \
-                 learning_rate",
+                "after step {} its validation loss was {loss}{row}; try a lower learning_rate",
                 self.step
             ));
         }

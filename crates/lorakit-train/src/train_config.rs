@@ -107,8 +107,8 @@ pub struct TrainConfig {
     /// Steps between checkpoints of a pass; 0 disables them.
     #[serde(deserialize_with = "count")]
     pub save_steps: usize,
-    /// An expert is stopped when its loss exceeds both the loss of guessing and this multiple of its highest recent or
-    /// first loss, whichever is lower. 0 disables the check.
+    /// An expert is stopped when its loss exceeds both the loss of guessing and this multiple of the loss that its initial
+    /// weights have on the same rows. 0 disables the check.
     pub max_loss_jump: f64,
     /// Experts that train together; chosen by the machine's memory if not given.
     #[serde(deserialize_with = "optional_count")]

@@ -35,6 +35,7 @@ impl Work {
             validation: Vec::new(),
             init: None,
             row_shards: 1,
+            task_rows: Vec::new(),
         };
         let config = TrainConfig::from_toml(&format!("max_steps = {STEPS}\nbatch_size = 2\nsave_steps = 0"), "test");
         let (config, stop) = (config.unwrap(), AtomicBool::new(false));

@@ -37,6 +37,7 @@ fn job() -> Job {
         validation: rows(1, 8),
         init: None,
         row_shards: 1,
+        task_rows: Vec::new(),
     }
 }
 

@@ -318,6 +318,7 @@ fn job(name: &str, seed: u64) -> Job {
         validation: rows(100, 8),
         init: None,
         row_shards: 1,
+        task_rows: Vec::new(),
     }
 }
 

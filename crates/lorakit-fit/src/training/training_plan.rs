@@ -136,6 +136,7 @@ pub fn each_job(plans: &[TrainingPlan], settings: &TrainConfig, context: &TrainC
             validation,
             init: None,
             row_shards: plan.part.map_or(1, |(_, parts)| parts),
+            task_rows: own.iter().map(|rows| rows[0].len()).collect(),
         })
     };
     plans.iter().map(job).collect()

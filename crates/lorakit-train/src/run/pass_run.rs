@@ -95,7 +95,7 @@ impl PassRun<'_, '_> {
     {
         let Trainer { config, seed, restart, .. } = self.run.trainer;
         let context = PassContext { base: self.base, config, seed, batch_tokens: self.run.manifest.batch_tokens };
-        let mut pass = self.run.target.pass(context, jobs)?;
+        let mut pass = self.run.target.pass(context, jobs)?.with_initial_base(self.run.trainer.base);
         if path.exists() && !(restart && pass_checkpoint::has_failures(path)?) {
             pass_checkpoint::load(&mut pass, path)?;
         }
