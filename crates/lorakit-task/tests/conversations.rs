@@ -384,6 +384,28 @@ fn blocks_of_replies_that_are_given_or_have_no_weight_carry_no_loss() {
 }
 
 #[test]
+fn tokens_after_the_last_one_with_loss_leave_no_turn_out() {
+    let encoded = |row: &Value, loss, max_length| {
+        let tokenizer = with_loss(CHATML, loss);
+        let example = encode(row.clone(), &tokenizer, max_length).unwrap();
+        (example.truncation.messages, example.len(), marked(&example, &tokenizer))
+    };
+    let mut unanswered = two_turns();
+    unanswered["messages"].as_array_mut().unwrap().push(json!({"role": "user", "content": "what else?"}));
+    let (_, whole, shown) = encoded(&two_turns(), LossTokens::Assistant, 999);
+    assert!(shown.ends_with("[d<|im_end|>]\n"), "the last token is a newline");
+    for row in [two_turns(), unanswered] {
+        for loss in [LossTokens::Assistant, LossTokens::Last] {
+            let (dropped, length, shown) = encoded(&row, loss, whole - 1);
+            assert_eq!((dropped, length), (0, whole - 1), "{shown}");
+            assert!(shown.ends_with("[d<|im_end|>]"), "{shown}");
+            assert_eq!(encoded(&row, loss, whole - 2).0, 2, "the end of the last reply does not fit");
+        }
+        assert_eq!(encoded(&row, LossTokens::All, whole - 1).0, 2, "the newline is learned too");
+    }
+}
+
+#[test]
 fn the_oldest_turns_of_a_long_conversation_are_left_out() {
     let tokenizer = tokenizer(Some(CHATML));
     let all = [("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")];

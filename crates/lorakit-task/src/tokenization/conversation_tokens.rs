@@ -8,6 +8,7 @@ use crate::error::{Result, TaskError};
 use crate::row::{Row, RowKind};
 use crate::tokenization::row_encoding::LossTokens;
 use crate::tokenization::tokenizer::Tokenizer;
+use tokenizers::Encoding;
 
 /// A rendered and tokenized conversation.
 pub(crate) struct ConversationTokens {
@@ -21,16 +22,18 @@ pub(crate) struct ConversationTokens {
 }
 
 impl ConversationTokens {
-    /// Renders and tokenizes. As long as the tokens are more than `max_length`, the oldest turn is left out; the last turn
-    /// alone may still be longer.
+    /// Renders and tokenizes. As long as the tokens up to the last one with loss are more than `max_length`, the oldest turn is
+    /// left out; the last turn alone may still be longer.
     pub fn encode(conversation: &Conversation, tokenizer: &Tokenizer, max_length: usize) -> Result<ConversationTokens> {
         let template = tokenizer.chat_template()?;
+        let special = tokenizer.special_texts();
         let mut kept = conversation.clone();
         let mut dropped_messages = 0;
         let (rendered, encoding) = loop {
             let rendered = template.render(&kept, false)?;
             let encoding = tokenizer.encode_with_offsets(&rendered.text)?;
-            if encoding.len() <= max_length {
+            let finder = ReplyFinder { template, conversation: &kept, rendered: &rendered, special: &special };
+            if encoding.len() <= max_length || read_tokens(&finder, &encoding, tokenizer) <= max_length {
                 break (rendered, encoding);
             }
             match kept.drop_oldest_turn() {
@@ -39,7 +42,6 @@ impl ConversationTokens {
             }
         };
         let (tokens, offsets) = (encoding.get_ids().to_vec(), encoding.get_offsets());
-        let special = tokenizer.special_texts();
         let finder = ReplyFinder { template, conversation: &kept, rendered: &rendered, special: &special };
         let found = finder.find();
         // Elsewhere a call may be left out: nothing is learned of its reply.
@@ -73,6 +75,17 @@ impl ConversationTokens {
         let every = tokenizer.encoding().loss == LossTokens::Assistant;
         let reply_source = if every { found.source } else { ReplySource::default() };
         Ok(ConversationTokens { tokens, loss, reply, reply_source, dropped_messages })
+    }
+}
+
+/// The number of tokens up to the last one with loss: nothing after it is ever read.
+fn read_tokens(finder: &ReplyFinder, encoding: &Encoding, tokenizer: &Tokenizer) -> usize {
+    match tokenizer.encoding().loss {
+        LossTokens::All => encoding.len(),
+        LossTokens::Assistant | LossTokens::Last => {
+            let last = finder.find().and_then(|found| found.spans.last().cloned());
+            last.map_or(encoding.len(), |span| token_range(encoding.get_offsets(), &span).end)
+        }
     }
 }
 
