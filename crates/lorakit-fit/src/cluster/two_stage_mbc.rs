@@ -192,7 +192,7 @@ pub fn ensure_enough_tasks(count: ClusterCount, tasks: usize) -> Result<()> {
     Err(FitError::TooFewTasks(problem))
 }
 
-/// The settings of the two stages.
+/// The settings of the two stages, which share the steps, and those of the warm-up, where they are given.
 fn budget(settings: &TrainConfig) -> Result<(TrainConfig, TrainConfig)> {
     let (name, all) = match settings.max_steps {
         Some(steps) => ("max_steps", steps),
@@ -202,11 +202,13 @@ fn budget(settings: &TrainConfig) -> Result<(TrainConfig, TrainConfig)> {
         return Err(FitError::TooFewSteps { name, found: all });
     }
     let private = ((PRIVATE * all as f64).round() as usize).clamp(1, all - 1);
-    let with = |share: usize| match settings.max_steps {
-        Some(_) => TrainConfig { max_steps: Some(share), ..settings.clone() },
-        None => TrainConfig { num_epochs: share, ..settings.clone() },
+    let warmup = settings.warmup_steps.map(|steps| (PRIVATE * steps as f64).round() as usize);
+    let with = |share: usize, warmup_steps: Option<usize>| match settings.max_steps {
+        Some(_) => TrainConfig { max_steps: Some(share), warmup_steps, ..settings.clone() },
+        None => TrainConfig { num_epochs: share, warmup_steps, ..settings.clone() },
     };
-    Ok((with(private), with(all - private)))
+    let rest = settings.warmup_steps.zip(warmup).map(|(all, first)| all - first);
+    Ok((with(private, warmup), with(all - private, rest)))
 }
 
 #[cfg(test)]
@@ -252,5 +254,10 @@ mod tests {
         assert!(epochs(1).unwrap_err().to_string().contains("`num_epochs` is 1"));
         let (first, second) = budget(&TrainConfig { max_steps: Some(40), ..TrainConfig::default() }).unwrap();
         assert_eq!((first.max_steps, second.max_steps), (Some(16), Some(24)));
+        assert_eq!((first.warmup_steps, second.warmup_steps), (None, None));
+        let warmed = TrainConfig { max_steps: Some(10), warmup_steps: Some(5), ..TrainConfig::default() };
+        let (first, second) = budget(&warmed).unwrap();
+        assert_eq!((first.max_steps, second.max_steps), (Some(4), Some(6)));
+        assert_eq!((first.warmup_steps, second.warmup_steps), (Some(2), Some(3)));
     }
 }
