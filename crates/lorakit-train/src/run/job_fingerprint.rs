@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 
+/// The field, among the settings of skills, of which task each row belongs to.
+pub(crate) const TASK_ROWS: &str = "task_rows";
+
 /// Everything that determines the weights of a job. An expert's record stores it as its `settings`; the order of the
 /// fields is part of its hash.
 #[derive(Clone, Serialize, Deserialize)]
@@ -111,12 +114,15 @@ pub(crate) fn differences(recorded: &Value, wanted: &Value) -> String {
 }
 
 /// The settings that differ. A record lacks some that have their default.
-fn setting_differences(recorded: &Value, wanted: &Value) -> Vec<String> {
+pub(crate) fn setting_differences(recorded: &Value, wanted: &Value) -> Vec<String> {
     let defaults = TrainConfig::default().to_map().unwrap_or_default();
     let names = [recorded, wanted].into_iter().filter_map(Value::as_object).flat_map(Map::keys);
     let differs = |name: &String| {
         let of = |settings: &Value| settings.get(name).or_else(|| defaults.get(name)).cloned().unwrap_or_default();
         let (before, now) = (of(recorded), of(wanted));
+        if before != now && name == TASK_ROWS {
+            return Some("the rows of each task differ".to_owned());
+        }
         (before != now).then(|| format!("{name} was {before} and is now {now}"))
     };
     names.collect::<BTreeSet<_>>().into_iter().filter_map(differs).collect()

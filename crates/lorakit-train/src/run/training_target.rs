@@ -5,6 +5,7 @@ use crate::error::{BoxError, Result, TrainError};
 use crate::job::Job;
 use crate::pass::{Pass, PassContext};
 use crate::run::device_memory::MemoryEstimate;
+use crate::run::job_fingerprint::TASK_ROWS;
 use crate::run::memory_estimate;
 use crate::run::routing_store;
 use crate::train_config::TrainConfig;
@@ -12,9 +13,10 @@ use crate::trainable::lora_init::init_skills;
 use crate::trainable::skill_mixing::SkillDims;
 use crate::trainable::skill_stack::{RoutingSpec, RowTasks, SkillStack};
 use lorakit_adapter::{ExpertRecord, Library, MODEL_WEIGHTS_FILE};
+use lorakit_format::hash::sha256;
 use lorakit_format::safetensors::StoredTensor;
 use lorakit_model::Base;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use std::path::Path;
 
 /// Full fine-tuning: all weights of a base are trained (FullFT of <https://arxiv.org/abs/2405.11157>).
@@ -101,6 +103,8 @@ impl TrainingTarget<'_> {
             Self::Skills(training) => {
                 fields.insert("skills".into(), training.dims.count.into());
                 fields.insert("splits".into(), training.dims.splits.into());
+                // The rows' hash does not tell where a task's rows end.
+                fields.insert(TASK_ROWS.into(), task_rows_sha256(&training.tasks).into());
                 fields.sort_keys();
             }
         }
@@ -211,6 +215,31 @@ impl TrainingTarget<'_> {
     }
 }
 
+/// The SHA-256 of the task of each row.
+fn task_rows_sha256(tasks: &RowTasks) -> String {
+    sha256(json!([tasks.train, tasks.validation]).to_string().as_bytes())
+}
+
 fn task_names(job: &Job) -> Vec<String> {
     job.tasks.iter().map(|task| task.name.clone()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run::job_fingerprint::setting_differences;
+
+    #[test]
+    fn skills_of_rows_that_another_task_has_are_others() {
+        let fields = |train: &[usize]| {
+            let tasks = RowTasks { train: train.to_vec(), validation: Vec::new() };
+            let training = SkillTraining { dims: SkillDims { count: 2, splits: 1 }, tasks };
+            Value::Object(TrainingTarget::Skills(&training).fingerprint_fields(&TrainConfig::default()))
+        };
+        assert_eq!(fields(&[0, 0, 1]), fields(&[0, 0, 1]));
+        let differences = setting_differences(&fields(&[0, 0, 1]), &fields(&[0, 1, 1]));
+        assert_eq!(differences, ["the rows of each task differ"]);
+        let experts = TrainingTarget::Experts.fingerprint_fields(&TrainConfig::default());
+        assert!(!experts.contains_key(TASK_ROWS), "experts of earlier versions stay");
+    }
 }
