@@ -27,7 +27,7 @@ pub enum LossTokens {
     Assistant,
     /// Of a conversation the last reply; of other rows the answer.
     Last,
-    /// All, as TRL's default.
+    /// All, as TRL's default for conversations.
     All,
 }
 
