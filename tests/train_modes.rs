@@ -102,6 +102,39 @@ fn a_part_of_the_rows_without_validation_rows_is_announced() {
     let without: Vec<&str> = said.lines().filter(|line| line.contains("has no validation rows")).collect();
     assert_eq!(without.len(), 1, "{said}");
     assert!(without[0].contains("expert `examples_2`"), "{said}");
+    let said = words(&format!("{line} --set max_steps=3 eval_steps=0 --random-examples 3 --plan")).ok().stderr;
+    assert!(!said.contains("has no validation rows"), "none are wanted: {said}");
+    fs::write(path("few.toml"), "name = \"few\"\ntrain = \"train.jsonl\"\n").unwrap();
+    for (set, warns) in [("max_steps=3", true), ("max_steps=3 eval_steps=0", false)] {
+        let said = words(&format!("{line} --set {set} --plan")).ok().stderr;
+        assert_eq!(said.contains("task `few` has no validation rows"), warns, "{said}");
+    }
+}
+
+#[test]
+fn settings_that_do_not_count_are_announced() {
+    let work = tempfile::tempdir().unwrap();
+    let config = work.path().join("c.toml");
+    fs::write(&config, "max_steps = 3\nwarmup_steps = 2\nnum_epochs = 4\n").unwrap();
+    let line = format!(
+        "train-experts --base pico --library {} --tasks suite:skills/shift_up1 --plan",
+        work.path().join("l").display()
+    );
+    let planned = |options: &str| {
+        let ran = words(&format!("{line} {options}")).ok();
+        let pass: Value = serde_json::from_str(ran.stdout.lines().next().unwrap()).unwrap();
+        (pass["steps"].as_u64().unwrap(), ran.stderr)
+    };
+    let (one_epoch, said) = planned("--set num_epochs=1 max_steps=-1");
+    assert!(one_epoch > 3 && !said.contains("unused"), "{said}");
+    let file = format!("--config {}", config.display());
+    let (steps, said) = planned(&file);
+    assert!(steps == 3 && said.contains("unused settings: num_epochs") && !said.contains("warm-up"), "{said}");
+    let (steps, said) = planned(&format!("{file} --set num_epochs=2 warmup_ratio=0.5"));
+    assert!(steps == 2 * one_epoch && !said.contains("unused") && !said.contains("warm-up"), "{steps}: {said}");
+    let (steps, said) = planned(&format!("{file} --set max_steps=2"));
+    assert!(steps == 2 && said.contains("are all warm-up, of warmup_steps=2"), "{said}");
+    assert!(planned("--set max_steps=2 warmup_steps=0.5 warmup_ratio=0.1").1.contains("unused settings: warmup_ratio"));
 }
 
 #[test]

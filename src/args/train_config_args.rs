@@ -5,8 +5,8 @@ use crate::command_context::CommandContext;
 use anyhow::{Error, Result, ensure};
 use clap::Args;
 use lorakit_model::Base;
-use lorakit_train::TrainConfig;
-use std::collections::BTreeSet;
+use lorakit_train::{GivenSettings, TrainConfig};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 /// The training configuration, by `--config` and `--set`.
@@ -38,14 +38,24 @@ impl TrainConfigArgs {
         assign(&mut settings, &self.set)?;
         Ok(settings)
     }
+
+    /// The names of given settings that another setting of the same source replaces.
+    pub fn unused(&self) -> Result<Vec<&'static str>> {
+        let file = match &self.config {
+            None => None,
+            Some(path) => Some(GivenSettings::of_toml(&lorakit_format::read_text(path)?, &path.display().to_string())?),
+        };
+        let mut replaced = BTreeMap::new();
+        file.iter()
+            .chain([&GivenSettings::of_assignments(&self.set)?])
+            .for_each(|given| replaced.extend(given.replaced()));
+        Ok(replaced.into_iter().filter_map(|(name, is_replaced)| is_replaced.then_some(name)).collect())
+    }
 }
 
 /// Applies the assignments of `--set`.
 pub fn assign(settings: &mut TrainConfig, assignments: &[String]) -> Result<()> {
-    assignments
-        .iter()
-        .try_for_each(|assignment| settings.set(assignment))
-        .map_err(|error| usage::usage_error(format!("--set: {:#}", Error::from(error))))
+    settings.set_all(assignments).map_err(|error| usage::usage_error(format!("--set: {:#}", Error::from(error))))
 }
 
 /// Refuses target modules that the base lacks: an expert would be trained without them.

@@ -113,6 +113,10 @@ pub fn run(args: AdaptArgs, context: &CommandContext) -> Result<()> {
         ensure_targets(plan.config(), &base)?;
         ensure_rank(plan.config(), &base, context)?;
     }
+    let unused = args.settings.unused()?.join(", ");
+    if !unused.is_empty() {
+        context.output.warn(format!("unused settings: {unused}"));
+    }
     let train = TrainContext {
         base: &base,
         tokenizer: &tokenizer,

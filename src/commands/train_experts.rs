@@ -28,14 +28,15 @@ use std::path::{Path, PathBuf};
 
 /// The list of training settings for `--help`.
 pub const SETTINGS: &str = "\
-Training settings, with defaults and aliases of PEFT and transformers:
+Training settings, with aliases of PEFT and transformers; defaults are mostly those of arXiv 2405.11157:
   rank=4 (r)                    alpha=16 (lora_alpha)         dropout=0.05 (lora_dropout)
   target_modules=attention      or all-linear, comma-separated names, or a regular expression
   use_rslora=false              scale alpha/sqrt(rank) instead of alpha/rank (no use_dora)
   tie_qkv=false                 share A between q, k and v
   learning_rate=1e-4            lr_scheduler=linear|cosine|constant (lr_scheduler_type), all
                                 after a warm-up (constant: constant_with_warmup)
-  warmup_ratio=0.06             or warmup_steps               weight_decay=0
+  warmup_ratio=0.06             or warmup_steps; below 1 they are the ratio
+  weight_decay=0
   max_grad_norm=0.1, per expert; 0: none
   batch_size=16 (per_device_train_batch_size), per expert
   gradient_accumulation_steps=1
@@ -43,7 +44,7 @@ Training settings, with defaults and aliases of PEFT and transformers:
   max_length=2048               loss_reduction=tokens|rows
   loss=assistant|last|all       tokens that carry loss: every reply of a conversation with its
                                 end-of-turn token (or the answer of a plain row); the last
-                                reply; all tokens, TRL's default
+                                reply; all tokens, TRL's default for conversations
   chat=false (--chat)           put plain rows through the base's chat template too
   bos=auto|never (--bos)        BOS where tokenizer or template put it, or never (the papers)
   eval_steps                    steps between validations; 0: none; default: an epoch
@@ -171,7 +172,7 @@ pub fn run(args: TrainExpertsArgs, context: &CommandContext) -> Result<()> {
     let untrained = || Ok(resolved.checkpoint()?.stored(resolved.config()?.descriptor.unused));
     let model = FullFineTuning { open: &open, write_model_files: &write_model_files, untrained: &untrained };
     let kind = args.mode.kind(&settings, &model);
-    let unused = unused(&args.mode, &settings)?.join(", ");
+    let unused = [args.settings.unused()?, unused(&args.mode, &settings)?].concat().join(", ");
     if !unused.is_empty() {
         context.output.warn(format!("unused settings: {unused}"));
     }

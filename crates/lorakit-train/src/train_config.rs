@@ -1,8 +1,9 @@
 //! The settings of training, under the names that PEFT and transformers give them.
 
 use crate::error::{Result, TrainError};
+use crate::given_settings::{GivenSettings, invalid_file, readable};
 use crate::optim::lr_schedule::{LrSchedule, LrSchedulerType};
-use crate::setting_names::{canonical_name, suggested_name};
+use crate::setting_names::suggested_name;
 use lorakit_adapter::Targets;
 use lorakit_lora::{Site, SiteRole};
 use lorakit_model::Base;
@@ -71,7 +72,7 @@ pub struct TrainConfig {
     /// Micro-batches per step.
     #[serde(deserialize_with = "count")]
     pub gradient_accumulation_steps: usize,
-    /// Steps of an expert per task; replaces epochs.
+    /// Steps of an expert per task; replaces epochs. Text may give -1 for none, transformers' default.
     #[serde(deserialize_with = "optional_count")]
     pub max_steps: Option<usize>,
     /// Epochs over an expert's rows, if max_steps is not given.
@@ -80,7 +81,7 @@ pub struct TrainConfig {
     pub num_epochs: usize,
     /// Fraction of the steps in which the learning rate warms up, at most all but the last. transformers' default is none.
     pub warmup_ratio: f64,
-    /// Steps in which it warms up; replaces the fraction.
+    /// Steps in which it warms up; replaces the fraction. Text may give the fraction here too, below 1, as in transformers 5.
     #[serde(deserialize_with = "optional_count")]
     pub warmup_steps: Option<usize>,
     /// How the learning rate decays.
@@ -165,44 +166,52 @@ const MAX_COUNT: usize = 1 << 20;
 impl TrainConfig {
     /// Reads TOML text over the defaults; errors name `file`.
     pub fn from_toml(text: &str, file: &str) -> Result<Self> {
-        let config: Self = toml::from_str(text).map_err(|error| invalid(file, &error))?;
-        config.validated().map_err(|source| in_file(file, source))
+        Self::default().over_toml(text, file)
     }
 
-    /// Reads TOML text over this config.
+    /// Reads TOML text over this config. `num_epochs` and `warmup_ratio` also clear what replaces them here.
     pub fn over_toml(&self, text: &str, file: &str) -> Result<Self> {
-        let given: toml::Table = toml::from_str(text).map_err(|error| invalid(file, &error))?;
-        let mut all = self.to_map()?;
-        if let Some(unknown) = given.keys().find(|key| !all.contains_key(canonical_name(key))) {
-            return Err(in_file(file, Self::unknown(unknown)));
-        }
+        let given = GivenSettings::of_toml(text, file)?;
+        self.ensure_known(&given).map_err(|source| in_file(file, source))?;
         // Parsed on its own too, so that errors name the line.
-        Self::from_toml(text, file)?;
-        for (key, value) in given {
-            all.insert(canonical_name(&key).to_owned(), serde_json::to_value(value)?);
-        }
-        let config: Self = serde_json::from_value(Value::Object(all))?;
-        config.validated().map_err(|source| in_file(file, source))
+        let key = |line: &str| line.split('=').next().unwrap_or_default().trim().trim_matches(['"', '\'']).to_owned();
+        let lines = text.lines().map(|line| if given.is_foreign(&key(line)) { "" } else { line });
+        toml::from_str::<Self>(&lines.collect::<Vec<_>>().join("\n")).map_err(|error| invalid_file(file, &error))?;
+        self.with(&given)?.validated().map_err(|source| in_file(file, source))
     }
 
     /// Sets one setting from text, as `--set key=value` gives it.
     pub fn set(&mut self, assignment: &str) -> Result<()> {
-        let (key, value) =
-            assignment.split_once('=').ok_or_else(|| TrainError::Assignment { assignment: assignment.to_owned() })?;
-        let (key, value) = (key.trim(), value.trim());
-        let mut all = self.to_map()?;
-        let name = canonical_name(key);
-        if !all.contains_key(name) {
-            return Err(Self::unknown(key));
+        self.set_all(&[assignment])
+    }
+
+    /// Sets settings from texts, as `--set` gives them. `num_epochs` and `warmup_ratio` also clear what replaces them here.
+    pub fn set_all<S: AsRef<str>>(&mut self, assignments: &[S]) -> Result<()> {
+        for assignment in assignments {
+            let given = GivenSettings::of_assignments(std::slice::from_ref(assignment))?;
+            self.ensure_known(&given)?;
+            let alone = self.with(&given).map_err(|error| TrainError::SettingValue {
+                assignment: assignment.as_ref().to_owned(),
+                reason: readable(&error.to_string()),
+            })?;
+            alone.validate()?;
         }
-        // JSON accepts an integer for a float.
-        all.insert(name.to_owned(), parse_value(value)?);
-        let config: Self = serde_json::from_value(Value::Object(all)).map_err(|error| TrainError::SettingValue {
-            assignment: assignment.to_owned(),
-            reason: readable(&error.to_string()),
-        })?;
-        *self = config.validated()?;
+        *self = self.with(&GivenSettings::of_assignments(assignments)?)?.validated()?;
         Ok(())
+    }
+
+    /// This config with the settings of a source. JSON accepts an integer for a float.
+    fn with(&self, given: &GivenSettings) -> Result<Self> {
+        let mut all = self.to_map()?;
+        given.apply_to(&mut all);
+        Ok(serde_json::from_value(Value::Object(all))?)
+    }
+
+    /// Refuses unknown settings.
+    fn ensure_known(&self, given: &GivenSettings) -> Result<()> {
+        let all = self.to_map()?;
+        let unknown = given.names().find(|name| !all.contains_key(*name));
+        unknown.map_or(Ok(()), |name| Err(Self::unknown(name)))
     }
 
     /// The error of an unknown setting.
@@ -335,15 +344,6 @@ fn check(valid: bool, name: &'static str, found: impl ToString, expected: &str) 
     }
 }
 
-/// The value of `--set`: a TOML value, or else a string without quotes.
-fn parse_value(text: &str) -> Result<Value> {
-    let value = match toml::from_str::<toml::Table>(&format!("x = {text}")) {
-        Ok(mut table) => table.remove("x").unwrap_or_else(|| toml::Value::String(text.to_owned())),
-        Err(_) => toml::Value::String(text.to_owned()),
-    };
-    Ok(serde_json::to_value(value)?)
-}
-
 /// A text, or a list of texts, as PEFT's configs have them too, joined by commas.
 fn text_or_list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     #[derive(Deserialize)]
@@ -401,19 +401,8 @@ fn optional_count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u
     Ok(Option::<Count>::deserialize(deserializer)?.map(|count| count.0))
 }
 
-/// The error of a settings file that cannot be parsed.
-fn invalid(file: &str, error: &toml::de::Error) -> TrainError {
-    TrainError::ConfigFile { file: file.to_owned(), reason: readable(error.to_string().trim_end()) }
-}
-
 fn in_file(file: &str, source: TrainError) -> TrainError {
     TrainError::Context { what: file.to_owned(), source: Box::new(source) }
-}
-
-/// A parser's message in words for users.
-fn readable(message: &str) -> String {
-    let words = [("f64", "a finite number"), ("type: null", "value")];
-    words.iter().fold(message.to_owned(), |text, (from, to)| text.replace(from, to))
 }
 
 #[cfg(test)]
@@ -474,6 +463,40 @@ mod tests {
         assert_eq!(config.schedule(8).factor(0), 1.0);
         assert_eq!(config.fingerprint_fields()["warmup_steps"], 0);
         assert!(!recorded.contains_key("warmup_steps"), "records of earlier versions have none");
+    }
+
+    #[test]
+    fn a_later_source_wins_also_by_the_setting_that_another_replaces() {
+        let file = TrainConfig::from_toml("max_steps = 3\nwarmup_steps = 2", "f").unwrap();
+        let set = |assignments: &[&str]| {
+            let mut config = file.clone();
+            config.set_all(assignments).unwrap();
+            (config.max_steps, config.num_epochs, config.warmup_steps, config.warmup_ratio)
+        };
+        assert_eq!(set(&["num_epochs=2", "warmup_ratio=0.5"]), (None, 2, None, 0.5));
+        assert_eq!(set(&["num_train_epochs=2", "max_steps=7"]), (Some(7), 2, Some(2), 0.06), "steps win in a source");
+        assert_eq!(set(&["max_steps=-1"]), (None, 5, Some(2), 0.06));
+        assert_eq!(set(&["warmup_steps=0.1"]), (Some(3), 5, None, 0.1));
+        assert_eq!(set(&["warmup_steps=0.1", "warmup_ratio=0.5"]), (Some(3), 5, None, 0.1));
+        let over = file.over_toml("num_epochs = 2\nmax_steps = -1\nwarmup_steps = 0.25", "g").unwrap();
+        assert_eq!((over.max_steps, over.num_epochs, over.warmup_steps, over.warmup_ratio), (None, 2, None, 0.25));
+        let error = TrainConfig::from_toml("warmup_steps = 0.1\nrank = 'x'", "f").unwrap_err().to_string();
+        assert!(error.contains("line 2") && error.contains("whole number"), "{error}");
+        for refused in ["warmup_steps=1.5", "warmup_steps=-1", "max_steps=-2"] {
+            assert!(file.clone().set(refused).is_err(), "{refused}");
+        }
+    }
+
+    #[test]
+    fn settings_that_others_of_a_source_replace_are_named() {
+        let replaced = |assignments: &[&str]| {
+            let given = GivenSettings::of_assignments(assignments).unwrap();
+            given.replaced().collect::<Vec<_>>()
+        };
+        assert_eq!(replaced(&["max_steps=3", "num_epochs=2"]), [("num_epochs", true)]);
+        assert_eq!(replaced(&["max_steps=-1", "num_epochs=2"]), [("num_epochs", false)]);
+        assert_eq!(replaced(&["warmup_steps=0.1", "warmup_ratio=0.2"]), [("warmup_ratio", true)]);
+        assert_eq!(replaced(&["max_steps=3"]), []);
     }
 
     #[test]

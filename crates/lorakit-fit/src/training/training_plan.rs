@@ -107,10 +107,11 @@ pub fn jobs(plans: &[TrainingPlan], settings: &TrainConfig, context: &TrainConte
 /// As [`jobs`], with a result for each expert. A task that several experts share is tokenized once.
 pub fn each_job(plans: &[TrainingPlan], settings: &TrainConfig, context: &TrainContext) -> Vec<Result<Job>> {
     let length = settings.max_length.min(context.base.config().max_positions);
+    let validates = settings.eval_steps != Some(0);
     let mut encoded: BTreeMap<&str, Result<[Vec<Example>; 2], String>> = BTreeMap::new();
     for task in plans.iter().flat_map(|plan| &plan.tasks) {
         if !encoded.contains_key(task.name.as_str()) {
-            let rows = rows_of(task, length, context).map_err(|error| error.chain());
+            let rows = rows_of(task, length, validates, context).map_err(|error| error.chain());
             encoded.insert(&task.name, rows);
         }
     }
@@ -126,7 +127,7 @@ pub fn each_job(plans: &[TrainingPlan], settings: &TrainConfig, context: &TrainC
             return Err(FitError::NoTrainingRows(plan.name.clone()));
         }
         // Of tasks that have none, `rows_of` has warned.
-        if validation.is_empty() && own.iter().any(|rows| !rows[1].is_empty()) {
+        if validates && validation.is_empty() && own.iter().any(|rows| !rows[1].is_empty()) {
             context.reporter.warn(&format!("expert `{}` has no validation rows to choose the best step by", plan.name));
         }
         Ok(Job {
@@ -139,14 +140,33 @@ pub fn each_job(plans: &[TrainingPlan], settings: &TrainConfig, context: &TrainC
             task_rows: own.iter().map(|rows| rows[0].len()).collect(),
         })
     };
-    plans.iter().map(job).collect()
+    let jobs: Vec<Result<Job>> = plans.iter().map(job).collect();
+    warn_of_warmup(jobs.iter().flatten(), settings, context);
+    jobs
 }
 
-/// A task's rows for training and validation.
-fn rows_of(task: &Task, length: usize, context: &TrainContext) -> Result<[Vec<Example>; 2]> {
+/// Warns of experts whose warm-up, of a given number of steps, takes all of their steps.
+fn warn_of_warmup<'j>(jobs: impl Iterator<Item = &'j Job>, settings: &TrainConfig, context: &TrainContext) {
+    let Some(warmup) = settings.warmup_steps.filter(|steps| *steps > 0) else { return };
+    let warms_only = jobs.filter(|job| job.steps(settings) <= warmup);
+    let steps: Vec<usize> = warms_only.map(|job| job.steps(settings)).collect();
+    if let Some(most) = steps.iter().max() {
+        context.reporter.warn(&format!(
+            "{} of at most {most} steps are all warm-up, of warmup_steps={warmup}: the learning_rate is never reached",
+            pluralize(steps.len(), "training")
+        ));
+    }
+}
+
+/// A task's rows for training and validation. It is a warning if there are none for a validation that is wanted.
+fn rows_of(task: &Task, length: usize, validates: bool, context: &TrainContext) -> Result<[Vec<Example>; 2]> {
     let encode = |split: Split| -> Result<Vec<Example>> {
         if task.count(split) == 0 && split == Split::Validation {
-            context.reporter.warn(&format!("task `{}` has no validation rows to choose the best step by", task.name));
+            if validates {
+                context
+                    .reporter
+                    .warn(&format!("task `{}` has no validation rows to choose the best step by", task.name));
+            }
             return Ok(Vec::new());
         }
         let rows = task.rows(split, None)?;
