@@ -411,7 +411,8 @@ fn the_oldest_turns_of_a_long_conversation_are_left_out() {
     let all = [("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")];
     let row = json!({"messages": messages(&all)});
     let whole = encode(row.clone(), &tokenizer, 999).unwrap();
-    let example = encode(row.clone(), &tokenizer, whole.len() - 1).unwrap();
+    // Nothing reads the newline at the end.
+    let example = encode(row.clone(), &tokenizer, whole.len() - 2).unwrap();
     assert_eq!((example.truncation.messages, example.truncation.prompt), (2, 0));
     let turn = "<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n[d<|im_end|>]\n";
     assert_eq!(marked(&example, &tokenizer), format!("<|im_start|>system\ns<|im_end|>\n{turn}"));
