@@ -92,7 +92,9 @@ fn divergence_is_found_in_the_first_steps_of_single_rows() {
             "train-experts {mode} --base pico --library {library} -q --set learning_rate=10 batch_size=1 max_steps=12 \
              max_grad_norm=0 warmup_ratio=0 eval_steps=0 --tasks suite:skills/shift_up1 suite:skills/shift_down1"
         );
-        run(train.split(' ')).failed(1)
+        let ran = run(train.split(' '));
+        assert_eq!(ran.code, 1, "{}", ran.stdout);
+        ran.stderr
     };
     let message = failed("--joint");
     assert!(message.contains("jumped") && message.contains("on training row "), "{message}");
