@@ -28,7 +28,8 @@ use std::path::{Path, PathBuf};
 
 /// The list of training settings for `--help`.
 pub const SETTINGS: &str = "\
-Training settings, with aliases of PEFT and transformers; defaults are mostly those of arXiv 2405.11157:
+Training settings, with aliases of PEFT and transformers; most defaults are those of arXiv
+2405.11157:
   rank=4 (r)                    alpha=16 (lora_alpha)         dropout=0.05 (lora_dropout)
   target_modules=attention      or all-linear, comma-separated names, or a regular expression
   use_rslora=false              scale alpha/sqrt(rank) instead of alpha/rank (no use_dora)
