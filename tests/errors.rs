@@ -475,7 +475,9 @@ fn a_split_leaves_no_tasks_of_an_earlier_one_and_counts_equal_rows() {
     assert_eq!(run(split.into_iter().chain(["--json"])).json()["duplicates"], 1);
     let fewer = run(split.into_iter().chain(["--drop", "x"])).failed(1);
     assert_contains(&fewer, &[&path("out/x.jsonl"), "not of this split", "another --out"]);
-    fs::remove_file(path("out/x.jsonl")).unwrap();
+    fs::rename(path("out/x.jsonl"), path("out/old.csv")).unwrap();
+    assert_contains(&run(split.into_iter().chain(["--drop", "x"])).failed(1), &[&path("out/old.csv")]);
+    fs::remove_file(path("out/old.csv")).unwrap();
     fs::write(path("out/tasks.toml"), "").unwrap();
     let ran = run(split.into_iter().chain(["--drop", "x"])).ok();
     assert!(ran.stdout.ends_with(&format!("1 task with 1 row in {out}\n")), "{}", ran.stdout);

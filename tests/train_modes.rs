@@ -133,8 +133,10 @@ fn settings_that_do_not_count_are_announced() {
     assert!(steps == 3 && said.contains("unused settings: num_epochs") && !said.contains("warm-up"), "{said}");
     let (steps, said) = planned(&format!("{file} --set num_epochs=2 warmup_ratio=0.5"));
     assert!(steps == 2 * one_epoch && !said.contains("unused") && !said.contains("warm-up"), "{steps}: {said}");
+    let (steps, said) = planned(&format!("{file} --set max_steps=-1"));
+    assert!(steps == 4 * one_epoch && !said.contains("unused"), "{steps}: {said}");
     let (steps, said) = planned(&format!("{file} --set max_steps=2"));
-    assert!(steps == 2 && said.contains("are all warm-up, of warmup_steps=2"), "{said}");
+    assert!(steps == 2 && said.contains("all steps of 1 expert (at most 2) are warm-up, of warmup_steps=2"), "{said}");
     assert!(planned("--set max_steps=2 warmup_steps=0.5 warmup_ratio=0.1").1.contains("unused settings: warmup_ratio"));
 }
 

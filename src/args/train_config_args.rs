@@ -39,8 +39,8 @@ impl TrainConfigArgs {
         Ok(settings)
     }
 
-    /// The names of given settings that another setting of the same source replaces.
-    pub fn unused(&self) -> Result<Vec<&'static str>> {
+    /// The names of given settings that another setting of the same source replaces, in the settings that came of them.
+    pub fn unused(&self, settings: &TrainConfig) -> Result<Vec<&'static str>> {
         let file = match &self.config {
             None => None,
             Some(path) => Some(GivenSettings::of_toml(&lorakit_format::read_text(path)?, &path.display().to_string())?),
@@ -49,7 +49,13 @@ impl TrainConfigArgs {
         file.iter()
             .chain([&GivenSettings::of_assignments(&self.set)?])
             .for_each(|given| replaced.extend(given.replaced()));
-        Ok(replaced.into_iter().filter_map(|(name, is_replaced)| is_replaced.then_some(name)).collect())
+        // A later source may have unset what replaced it.
+        let counts = |name: &str| name == "num_epochs" && settings.max_steps.is_none();
+        Ok(replaced
+            .into_iter()
+            .filter(|(name, is_replaced)| *is_replaced && !counts(name))
+            .map(|(name, _)| name)
+            .collect())
     }
 }
 

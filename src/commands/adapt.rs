@@ -113,7 +113,7 @@ pub fn run(args: AdaptArgs, context: &CommandContext) -> Result<()> {
         ensure_targets(plan.config(), &base)?;
         ensure_rank(plan.config(), &base, context)?;
     }
-    let unused = args.settings.unused()?.join(", ");
+    let unused = args.settings.unused(plan.config())?.join(", ");
     if !unused.is_empty() {
         context.output.warn(format!("unused settings: {unused}"));
     }

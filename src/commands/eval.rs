@@ -284,7 +284,7 @@ impl EvalArgs {
             names.push(run.score_chance(pairs.tasks)?);
         }
         if let Some(opened) = library.filter(|_| self.response_ratio) {
-            names.push(run.score_response_ratio(pairs, &opened.experts)?);
+            names.extend(run.score_response_ratio(pairs, &opened.experts)?);
         }
         Ok(names)
     }

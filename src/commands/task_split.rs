@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use lorakit_fit::pluralize;
 use lorakit_format::atomic::write_file;
-use lorakit_task::{DistinctRows, RowsByColumn};
+use lorakit_task::{DistinctRows, RowsByColumn, has_data_extension};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
@@ -36,7 +36,7 @@ pub struct TaskSplitArgs {
     #[arg(long, num_args = 1.., value_name = "VALUE")]
     drop: Vec<String>,
     /// Folder for the files, VALUE.jsonl; characters of VALUE other than letters, digits and _ become _. Files of the same
-    /// names are replaced; other .jsonl files there, which would be tasks beside them, are an error
+    /// names are replaced; other data files there, which would be tasks beside them, are an error
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
 }
@@ -93,7 +93,8 @@ fn refuse_other_tasks(folder: &Path, tasks: &BTreeMap<String, DistinctRows>) -> 
     let written: BTreeSet<PathBuf> = tasks.keys().map(|name| folder.join(task_file(name))).collect();
     let entries = std::fs::read_dir(folder).with_context(|| format!("{}: cannot be read", folder.display()))?;
     let mut others = entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
-    others.retain(|path| path.extension().is_some_and(|extension| extension == "jsonl") && !written.contains(path));
+    let is_data = |path: &Path| path.file_name().and_then(|name| name.to_str()).is_some_and(has_data_extension);
+    others.retain(|path| is_data(path) && !written.contains(path));
     others.sort();
     let Some(first) = others.first() else { return Ok(()) };
     let more = if others.len() > 1 { format!(" and {} more", others.len() - 1) } else { String::new() };

@@ -173,7 +173,7 @@ pub fn run(args: TrainExpertsArgs, context: &CommandContext) -> Result<()> {
     let untrained = || Ok(resolved.checkpoint()?.stored(resolved.config()?.descriptor.unused));
     let model = FullFineTuning { open: &open, write_model_files: &write_model_files, untrained: &untrained };
     let kind = args.mode.kind(&settings, &model);
-    let unused = [args.settings.unused()?, unused(&args.mode, &settings)?].concat().join(", ");
+    let unused = [args.settings.unused(&settings)?, unused(&args.mode, &settings)?].concat().join(", ");
     if !unused.is_empty() {
         context.output.warn(format!("unused settings: {unused}"));
     }

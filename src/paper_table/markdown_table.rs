@@ -93,7 +93,7 @@ fn lines(header: &[String], rows: impl Iterator<Item = Vec<String>>) -> String {
 
 /// A cell whose text neither begins another cell nor ends its row.
 fn escaped(cell: &str) -> String {
-    one_line(cell).replace('|', "\\|")
+    one_line(cell).replace('\\', "\\\\").replace('|', "\\|")
 }
 
 fn one_line(text: &str) -> String {

@@ -55,14 +55,19 @@ impl EvalRun<'_> {
         Ok(CHANCE)
     }
 
-    /// Scores how much more strongly the tasks' own experts respond than the others, and returns the name of these scores.
+    /// Scores how much more strongly the tasks' own experts respond than the others, and returns the name of these scores, none
+    /// where there are none.
     /// Of several processes, the one that evaluates the first router on a task takes it.
-    pub fn score_response_ratio(&mut self, pairs: &EvaluatedPairs, experts: &LibraryStack) -> Result<&'static str> {
+    pub fn score_response_ratio(
+        &mut self,
+        pairs: &EvaluatedPairs,
+        experts: &LibraryStack,
+    ) -> Result<Option<&'static str>> {
         let ratio = ResponseRatio::new(self.base, self.tokenizer, experts)?;
         let taken = self.tasks.iter().enumerate().filter(|(index, _)| pairs.has(0, *index));
         let tasks: Vec<&Task> = taken.map(|(_, task)| task).collect();
         let bar = progress_bar::bar(&self.context.output, tasks.len() as u64, RESPONSE_RATIO);
-        let mut left_out = Vec::new();
+        let (mut left_out, mut kept) = (Vec::new(), false);
         for task in tasks {
             match expert_of_task(&task.name, experts) {
                 Err(no_expert) => left_out.push(no_expert.to_string()),
@@ -70,7 +75,10 @@ impl EvalRun<'_> {
                     Ok(scores) if scores.metrics.is_empty() => {
                         left_out.push(format!("no other expert responds to rows of the task `{}`", task.name))
                     }
-                    Ok(scores) => self.keep(RESPONSE_RATIO, &task.name, &scores)?,
+                    Ok(scores) => {
+                        self.keep(RESPONSE_RATIO, &task.name, &scores)?;
+                        kept = true;
+                    }
                     Err(error) => {
                         let (name, task) = (Some(RESPONSE_RATIO), Some(task.name.as_str()));
                         bar.suspend(|| self.failures.add(name, task, error.into(), self.context))?;
@@ -81,10 +89,10 @@ impl EvalRun<'_> {
         }
         bar.finish_and_clear();
         if let Some(first) = left_out.first() {
-            let tasks = pluralize(left_out.len(), "task");
-            self.context.output.status(format!("{RESPONSE_RATIO}: {tasks} left out; {first}"));
+            let said = format!("{RESPONSE_RATIO}: {} left out; {first}", pluralize(left_out.len(), "task"));
+            if kept { self.context.output.status(said) } else { self.context.output.warn(said) }
         }
-        Ok(RESPONSE_RATIO)
+        Ok(kept.then_some(RESPONSE_RATIO))
     }
 
     /// Keeps the scores of a router on a task, also in the message of an interruption.

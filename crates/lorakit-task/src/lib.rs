@@ -65,7 +65,7 @@ pub use chat::reply_span::ReplySource;
 pub use column_names::ColumnNames;
 pub use error::{Result, TaskError};
 pub use loading::dataset_folder::describes_dataset;
-pub use loading::most_common_format::of_most_common_format;
+pub use loading::most_common_format::{has_data_extension, of_most_common_format};
 pub use loading::rows_by_column::{DistinctRows, RowsByColumn};
 pub use loading::split_files::SplitFiles;
 pub use loading::suite::Suite;

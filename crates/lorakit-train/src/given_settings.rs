@@ -17,7 +17,7 @@ impl GivenSettings {
     /// If the text is no TOML.
     pub fn of_toml(text: &str, file: &str) -> Result<Self> {
         let given: toml::Table = toml::from_str(text).map_err(|error| invalid_file(file, &error))?;
-        // A date is the only value that JSON lacks, and is no setting's.
+        // JSON lacks dates, which are no setting's, and has null for NaN and infinity, which the parser of the file refuses.
         let value = |value| serde_json::to_value(value).unwrap_or_default();
         Ok(Self(given.into_iter().map(|(key, given)| (canonical_name(&key).to_owned(), value(given))).collect()))
     }

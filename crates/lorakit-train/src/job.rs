@@ -66,7 +66,7 @@ impl Job {
     /// The number of a training row among those of its task, from one, with the task if there are several; None if unknown, as
     /// of a random part of all rows.
     pub(crate) fn row_name(&self, index: usize) -> Option<String> {
-        if self.row_shards != 1 {
+        if self.task_rows.is_empty() {
             return None;
         }
         if self.tasks.len() < 2 {

@@ -471,8 +471,10 @@ impl<'a> Pass<'a> {
                 validated.push((expert, loss));
                 continue;
             }
-            // Of several tasks the number would be one among the rows of all.
-            let row = own.iter().position(|loss| !loss.is_finite()).filter(|_| self.jobs[expert].tasks.len() < 2);
+            // Of several tasks, or of a random part, the number would be one among the rows of all.
+            let job = &self.jobs[expert];
+            let is_of_task = job.tasks.len() < 2 && !job.task_rows.is_empty();
+            let row = own.iter().position(|loss| !loss.is_finite()).filter(|_| is_of_task);
             let row = row.map_or(String::new(), |row| format!(", first at row {} of its validation rows", row + 1));
             self.progress[expert].failure = Some(format!(
                 "after step {} its validation loss was {loss}{row}; try a lower learning_rate",

@@ -176,8 +176,10 @@ impl TrainConfig {
         // Parsed on its own too, so that errors name the line.
         let key = |line: &str| line.split('=').next().unwrap_or_default().trim().trim_matches(['"', '\'']).to_owned();
         let lines = text.lines().map(|line| if given.is_foreign(&key(line)) { "" } else { line });
-        toml::from_str::<Self>(&lines.collect::<Vec<_>>().join("\n")).map_err(|error| invalid_file(file, &error))?;
-        self.with(&given)?.validated().map_err(|source| in_file(file, source))
+        let alone: Self =
+            toml::from_str(&lines.collect::<Vec<_>>().join("\n")).map_err(|error| invalid_file(file, &error))?;
+        let checked = alone.validated().and_then(|_| self.with(&given)?.validated());
+        checked.map_err(|source| in_file(file, source))
     }
 
     /// Sets one setting from text, as `--set key=value` gives it.
@@ -463,6 +465,14 @@ mod tests {
         assert_eq!(config.schedule(8).factor(0), 1.0);
         assert_eq!(config.fingerprint_fields()["warmup_steps"], 0);
         assert!(!recorded.contains_key("warmup_steps"), "records of earlier versions have none");
+    }
+
+    #[test]
+    fn a_file_with_a_number_that_is_none_is_named() {
+        for line in ["learning_rate = nan", "warmup_ratio = inf"] {
+            let error = format!("{:#}", TrainConfig::from_toml(line, "f.toml").unwrap_err());
+            assert!(error.contains("f.toml") && error.contains(&line[..8]), "{error}");
+        }
     }
 
     #[test]

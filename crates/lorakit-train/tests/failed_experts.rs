@@ -59,7 +59,7 @@ fn job(name: &str, rows: usize) -> Job {
         validation: (rows..rows + 4).map(row).collect(),
         init: None,
         row_shards: 1,
-        task_rows: Vec::new(),
+        task_rows: vec![rows],
     }
 }
 

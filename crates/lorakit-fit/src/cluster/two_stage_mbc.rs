@@ -202,12 +202,15 @@ fn budget(settings: &TrainConfig) -> Result<(TrainConfig, TrainConfig)> {
         return Err(FitError::TooFewSteps { name, found: all });
     }
     let private = ((PRIVATE * all as f64).round() as usize).clamp(1, all - 1);
-    let warmup = settings.warmup_steps.map(|steps| (PRIVATE * steps as f64).round() as usize);
+    // Of a warm-up that leaves steps, each stage has steps left too.
+    let leaves = settings.max_steps.is_some() && settings.warmup_steps.is_some_and(|steps| steps < all);
+    let capped = |warmup: usize, share: usize| if leaves { warmup.min(share - 1) } else { warmup };
+    let warmup = settings.warmup_steps.map(|steps| capped((PRIVATE * steps as f64).round() as usize, private));
     let with = |share: usize, warmup_steps: Option<usize>| match settings.max_steps {
         Some(_) => TrainConfig { max_steps: Some(share), warmup_steps, ..settings.clone() },
         None => TrainConfig { num_epochs: share, warmup_steps, ..settings.clone() },
     };
-    let rest = settings.warmup_steps.zip(warmup).map(|(all, first)| all - first);
+    let rest = settings.warmup_steps.zip(warmup).map(|(given, first)| capped(given - first, all - private));
     Ok((with(private, warmup), with(all - private, rest)))
 }
 
@@ -255,9 +258,13 @@ mod tests {
         let (first, second) = budget(&TrainConfig { max_steps: Some(40), ..TrainConfig::default() }).unwrap();
         assert_eq!((first.max_steps, second.max_steps), (Some(16), Some(24)));
         assert_eq!((first.warmup_steps, second.warmup_steps), (None, None));
-        let warmed = TrainConfig { max_steps: Some(10), warmup_steps: Some(5), ..TrainConfig::default() };
-        let (first, second) = budget(&warmed).unwrap();
-        assert_eq!((first.max_steps, second.max_steps), (Some(4), Some(6)));
-        assert_eq!((first.warmup_steps, second.warmup_steps), (Some(2), Some(3)));
+        for (steps, warmup, stages, warmups) in
+            [(10, 5, (4, 6), (2, 3)), (4, 3, (2, 2), (1, 1)), (2, 1, (1, 1), (0, 0)), (4, 4, (2, 2), (2, 2))]
+        {
+            let warmed = TrainConfig { max_steps: Some(steps), warmup_steps: Some(warmup), ..TrainConfig::default() };
+            let (first, second) = budget(&warmed).unwrap();
+            assert_eq!((first.max_steps, second.max_steps), (Some(stages.0), Some(stages.1)));
+            assert_eq!((first.warmup_steps, second.warmup_steps), (Some(warmups.0), Some(warmups.1)));
+        }
     }
 }

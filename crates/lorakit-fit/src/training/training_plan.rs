@@ -137,7 +137,8 @@ pub fn each_job(plans: &[TrainingPlan], settings: &TrainConfig, context: &TrainC
             validation,
             init: None,
             row_shards: plan.part.map_or(1, |(_, parts)| parts),
-            task_rows: own.iter().map(|rows| rows[0].len()).collect(),
+            // A part is drawn from the rows of all tasks.
+            task_rows: if plan.part.is_some() { Vec::new() } else { own.iter().map(|rows| rows[0].len()).collect() },
         })
     };
     let jobs: Vec<Result<Job>> = plans.iter().map(job).collect();
@@ -152,8 +153,8 @@ fn warn_of_warmup<'j>(jobs: impl Iterator<Item = &'j Job>, settings: &TrainConfi
     let steps: Vec<usize> = warms_only.map(|job| job.steps(settings)).collect();
     if let Some(most) = steps.iter().max() {
         context.reporter.warn(&format!(
-            "{} of at most {most} steps are all warm-up, of warmup_steps={warmup}: the learning_rate is never reached",
-            pluralize(steps.len(), "training")
+            "all steps of {} (at most {most}) are warm-up, of warmup_steps={warmup}: the learning_rate is never reached",
+            pluralize(steps.len(), "expert")
         ));
     }
 }

@@ -28,6 +28,11 @@ pub fn of_most_common_format<T>(files: Vec<T>, name: impl Fn(&T) -> String) -> V
     files.into_iter().zip(read).filter_map(|(file, read)| read.then_some(file)).collect()
 }
 
+/// Whether a file has the extension of a data file.
+pub fn has_data_extension(name: &str) -> bool {
+    EXTENSIONS.iter().any(|(extension, _)| has_extension(name, extension))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -29,11 +29,17 @@ impl ConversationTokens {
         let special = tokenizer.special_texts();
         let mut kept = conversation.clone();
         let mut dropped_messages = 0;
+        // The same whatever turns before it are left out; to find it is slow.
+        let mut unread = None;
         let (rendered, encoding) = loop {
             let rendered = template.render(&kept, false)?;
             let encoding = tokenizer.encode_with_offsets(&rendered.text)?;
             let finder = ReplyFinder { template, conversation: &kept, rendered: &rendered, special: &special };
-            if encoding.len() <= max_length || read_tokens(&finder, &encoding, tokenizer) <= max_length {
+            if encoding.len() <= max_length {
+                break (rendered, encoding);
+            }
+            let unread = *unread.get_or_insert_with(|| unread_tokens(&finder, &encoding, tokenizer));
+            if encoding.len() <= max_length.saturating_add(unread) {
                 break (rendered, encoding);
             }
             match kept.drop_oldest_turn() {
@@ -78,13 +84,13 @@ impl ConversationTokens {
     }
 }
 
-/// The number of tokens up to the last one with loss: nothing after it is ever read.
-fn read_tokens(finder: &ReplyFinder, encoding: &Encoding, tokenizer: &Tokenizer) -> usize {
+/// The number of tokens after the last one with loss, which are never read.
+fn unread_tokens(finder: &ReplyFinder, encoding: &Encoding, tokenizer: &Tokenizer) -> usize {
     match tokenizer.encoding().loss {
-        LossTokens::All => encoding.len(),
+        LossTokens::All => 0,
         LossTokens::Assistant | LossTokens::Last => {
             let last = finder.find().and_then(|found| found.spans.last().cloned());
-            last.map_or(encoding.len(), |span| token_range(encoding.get_offsets(), &span).end)
+            last.map_or(0, |span| encoding.len() - token_range(encoding.get_offsets(), &span).end)
         }
     }
 }

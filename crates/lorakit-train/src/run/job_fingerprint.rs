@@ -121,7 +121,10 @@ pub(crate) fn setting_differences(recorded: &Value, wanted: &Value) -> Vec<Strin
         let of = |settings: &Value| settings.get(name).or_else(|| defaults.get(name)).cloned().unwrap_or_default();
         let (before, now) = (of(recorded), of(wanted));
         if before != now && name == TASK_ROWS {
-            return Some("the rows of each task differ".to_owned());
+            return Some(match before.is_null() {
+                true => "its record does not say which task each row belongs to".to_owned(),
+                false => "the rows of each task differ".to_owned(),
+            });
         }
         (before != now).then(|| format!("{name} was {before} and is now {now}"))
     };
