@@ -90,7 +90,9 @@ pub fn run(args: CompareArgs, context: &CommandContext) -> Result<()> {
     };
     let rows: Vec<Value> = spec.rows.iter().enumerate().map(row).collect();
     let runs = || args.runs.iter().map(|run| run.display().to_string()).collect::<Vec<_>>().join(", ");
-    for missing in scores.missing(&runs()).into_iter().chain(scores.partial()) {
+    // No warning: one table serves several sets of tasks, which have other metrics.
+    scores.missing_columns().into_iter().for_each(|missing| context.output.status(missing));
+    for missing in scores.missing_rows(&runs()).into_iter().chain(scores.partial()) {
         context.warn(missing)?;
     }
     ensure!(rows.iter().any(is_scored), "none of the rows of {} has results in {}", args.table.display(), runs());

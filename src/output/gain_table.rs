@@ -38,6 +38,9 @@ fn paired(results: &Results, (better, worse): (&str, &str), metric: &str, tasks:
 /// The gains as a table; none where there are none.
 pub fn text(gains: &Gains, routers: &[&str]) -> Option<String> {
     let (first, others) = routers.split_first()?;
+    // Routers that failed have none, nor has what is no router.
+    let has_gain = |router: &&&str| gains.values().any(|by_router| by_router.contains_key(*router));
+    let others: Vec<&str> = others.iter().filter(has_gain).copied().collect();
     // A router that lacks tasks of the others is compared on those it has.
     let cell = |gain: Option<&PairedDifference>, most: usize| match gain {
         None => ABSENT.to_owned(),

@@ -14,8 +14,20 @@ pub struct TableScores<'a> {
     rows: Vec<RowScores>,
 }
 
-/// The scores of a row by run, none where a run has no results of it; and what its files have besides.
-struct RowScores(Vec<Option<RunScores>>, FoundResults);
+/// The scores of a row.
+struct RowScores {
+    /// By run; none where a run has no results of the row.
+    runs: Vec<Option<RunScores>>,
+    /// What the row's files have besides.
+    found: FoundResults,
+}
+
+impl RowScores {
+    /// Whether any run has a score in the column of this number.
+    fn has_score(&self, column: usize) -> bool {
+        self.runs.iter().flatten().any(|run| !run[column].is_empty())
+    }
+}
 
 /// The scores of one run: for each column, by task.
 type RunScores = Vec<BTreeMap<String, Score>>;
@@ -44,7 +56,7 @@ impl<'a> TableScores<'a> {
                 RunAggregation::Mean => of_runs,
                 RunAggregation::Best => vec![best_of(spec, of_runs.into_iter().flatten())],
             };
-            Ok(RowScores(scores, found))
+            Ok(RowScores { runs: scores, found })
         };
         let rows = spec.rows.iter().map(row).collect::<Result<_>>()?;
         Ok(Self { spec, rows })
@@ -110,7 +122,7 @@ impl<'a> TableScores<'a> {
 
     /// The value of a cell in each run that has one, scaled.
     fn of_runs(&self, row: usize, column: TableColumn) -> Vec<Score> {
-        self.rows[row].0.iter().flatten().filter_map(|run| self.mean(run, column)).collect()
+        self.rows[row].runs.iter().flatten().filter_map(|run| self.mean(run, column)).collect()
     }
 
     /// The value of a cell, scaled: the mean over tasks and runs, with the standard error over runs if there are several,
@@ -126,7 +138,7 @@ impl<'a> TableScores<'a> {
     pub fn values(&self, row: usize, column: TableColumn) -> BTreeMap<String, Vec<Option<f64>>> {
         let unit_scores =
             |run: &Option<RunScores>| run.as_ref().map_or_else(BTreeMap::new, |run| self.units(run, column));
-        let runs: Vec<BTreeMap<String, Score>> = self.rows[row].0.iter().map(unit_scores).collect();
+        let runs: Vec<BTreeMap<String, Score>> = self.rows[row].runs.iter().map(unit_scores).collect();
         let names: BTreeSet<&String> = runs.iter().flat_map(BTreeMap::keys).collect();
         let in_each_run = |name: &String| runs.iter().map(|run| run.get(name).map(|score| score.value)).collect();
         names.into_iter().map(|name| (name.clone(), in_each_run(name))).collect()
@@ -135,37 +147,36 @@ impl<'a> TableScores<'a> {
     /// The names of all scored tasks, of all columns: of what [`Self::gains`] compares.
     pub fn compared(&self) -> BTreeSet<&str> {
         let columns = self.spec.mean.iter().flat_map(|_| &self.spec.columns).map(|column| column.name.as_str());
-        let runs = self.rows.iter().flat_map(|row| row.0.iter().flatten());
+        let runs = self.rows.iter().flat_map(|row| row.runs.iter().flatten());
         runs.flatten().flat_map(BTreeMap::keys).map(String::as_str).chain(columns).collect()
     }
 
-    /// Why rows and columns have no score, each as a sentence; `runs` are the folders that were searched.
-    pub fn missing(&self, runs: &str) -> Vec<String> {
-        let has = |row: &RowScores, at: usize| row.0.iter().flatten().any(|run| !run[at].is_empty());
-        let columns = || 0..self.spec.columns.len();
-        let is_scored = |row: &RowScores| columns().any(|at| has(row, at));
+    /// Why columns have no score in any row, each as a sentence.
+    pub fn missing_columns(&self) -> Vec<String> {
+        let found: Vec<&FoundResults> = self.rows.iter().map(|row| &row.found).collect();
+        let unscored = (0..self.spec.columns.len()).filter(|at| !self.rows.iter().any(|row| row.has_score(*at)));
+        unscored.filter_map(|at| missing_scores::of_column(&self.spec.columns[at], &found)).collect()
+    }
+
+    /// Why rows have no score in any column, each as a sentence; `runs` are the folders that were searched. Where no row has
+    /// one, the columns say why.
+    pub fn missing_rows(&self, runs: &str) -> Vec<String> {
+        let columns = 0..self.spec.columns.len();
+        let is_scored = |row: &RowScores| columns.clone().any(|at| row.has_score(at));
         let any_scored = self.rows.iter().any(is_scored);
-        let unscored = columns().filter(|at| !self.rows.iter().any(|row| has(row, *at)));
-        let found: Vec<&FoundResults> = self.rows.iter().map(|row| &row.1).collect();
-        let mut missing: Vec<String> =
-            unscored.filter_map(|at| missing_scores::of_column(&self.spec.columns[at], &found)).collect();
-        for (row, scores) in self.spec.rows.iter().zip(&self.rows).filter(|(_, scores)| !is_scored(scores)) {
-            // Where no row has a score, the columns say why.
-            if any_scored || !scores.1.has_router() {
-                missing.push(scores.1.of_row(row, &self.spec.columns, runs));
-            }
-        }
-        missing
+        let rows = self.spec.rows.iter().zip(&self.rows).filter(|(_, scores)| !is_scored(scores));
+        let unexplained = rows.filter(|(_, scores)| any_scored || !scores.found.has_router());
+        unexplained.map(|(row, scores)| scores.found.of_row(row, &self.spec.columns, runs)).collect()
     }
 
     /// The cells that are means of fewer tasks or runs than those of other rows in the same column, each as a sentence.
     pub fn partial(&self) -> Vec<String> {
-        let runs = || self.rows.iter().flat_map(|row| row.0.iter().flatten());
+        let runs = || self.rows.iter().flat_map(|row| row.runs.iter().flatten());
         let mut found = Vec::new();
         for (at, column) in self.spec.columns.iter().enumerate() {
             let all: BTreeSet<&String> = runs().flat_map(|run| run[at].keys()).collect();
             for (row, scores) in self.spec.rows.iter().zip(&self.rows) {
-                let counts = scores.0.iter().map(|run| run.as_ref().map_or(0, |run| run[at].len()));
+                let counts = scores.runs.iter().map(|run| run.as_ref().map_or(0, |run| run[at].len()));
                 let (fewest, most) = counts.fold((usize::MAX, 0), |(fewest, most), n| (fewest.min(n), most.max(n)));
                 if most > 0 && fewest < all.len() {
                     let (label, name, tasks) = (&row.label, &column.name, all.len());
@@ -181,7 +192,7 @@ impl<'a> TableScores<'a> {
     /// How much better `better` is than `worse`, scaled and positive where it is better: by task (under the mean, by
     /// column), then by run, over the tasks and runs that both have.
     pub fn gains(&self, better: usize, worse: usize, column: TableColumn) -> BTreeMap<String, Vec<f64>> {
-        let paired = self.rows[better].0.iter().zip(&self.rows[worse].0);
+        let paired = self.rows[better].runs.iter().zip(&self.rows[worse].runs);
         let both: Vec<(RunScores, RunScores)> = paired
             .filter_map(|(b, w)| b.as_ref().zip(w.as_ref()))
             .map(|(b, w)| (on_tasks_of(b, w), on_tasks_of(w, b)))
