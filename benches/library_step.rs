@@ -20,15 +20,7 @@ fn library_step(criterion: &mut Criterion) {
     let job = |task: &Task| {
         let rows = task.rows(Split::Train, None).unwrap();
         let train = rows.iter().map(|row| Example::encode(row, &vocabulary, 2048).unwrap()).collect();
-        Job {
-            name: task.name.clone(),
-            tasks: Vec::new(),
-            train,
-            validation: Vec::new(),
-            init: None,
-            row_shards: 1,
-            task_rows: Vec::new(),
-        }
+        Job::new(&task.name, train)
     };
     let jobs: Vec<Job> = Task::load("suite:skills", None).unwrap().iter().take(16).map(job).collect();
     let settings = "max_steps = 1000000\ndropout = 0.0\neval_steps = 0";

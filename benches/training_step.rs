@@ -23,15 +23,7 @@ fn job(rows: usize, length: usize, vocabulary: usize, prompt: usize) -> Job {
         let tokens = noise.tokens(length + 1, vocabulary);
         Example::new(&tokens[..prompt], &tokens[prompt..])
     });
-    Job {
-        name: "expert".into(),
-        tasks: Vec::new(),
-        train: train.collect(),
-        validation: Vec::new(),
-        init: None,
-        row_shards: 1,
-        task_rows: Vec::new(),
-    }
+    Job::new("expert", train.collect())
 }
 
 fn training_step(criterion: &mut Criterion) {

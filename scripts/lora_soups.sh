@@ -30,7 +30,8 @@
 # robustness task, whose data have no license.
 #
 # Usage: [SEEDS="0 1 2"] scripts/lora_soups.sh CASE BASE DATA OUT [OPTIONS...]
-#        [SEEDS="0 1 2"] scripts/lora_soups.sh --small [BASE DATA] OUT
+#        [SEEDS="0 1 2"] scripts/lora_soups.sh --small BASE DATA OUT [OPTIONS...]
+#        [SEEDS="0 1 2"] scripts/lora_soups.sh --small OUT
 #        scripts/lora_soups.sh --smoke OUT
 source "$(dirname "$0")/paper_run.sh"
 
@@ -48,6 +49,12 @@ paper_task() {
         pubmed_texts) echo "$root/configs/tasks/lora_soups_texts.toml" ;;
         *) echo "$root/configs/tasks/lora_soups.toml:$1" ;;
     esac
+}
+
+# small_compositions PREFIX: a line of the input has a composition's name and its two skills; PREFIX and the name are the task.
+small_compositions() {
+    local task inner outer
+    while read -r task inner outer; do compositions+=("$task $inner $outer $1$task"); done
 }
 
 # paper_composition TARGET INNER OUTER: a composition of the paper, whose rows are written.
@@ -103,14 +110,12 @@ case "$mode" in
         ;;
     small)
         few=16
-        if [ $# -eq 3 ]; then
-            base="$1" data=(--data "$2") out="$3" fit=,steps=50 limit=(--limit "${ROWS:-24}")
+        if [ $# -ge 3 ]; then
+            base="$1" data=(--data "$2") out="$3" options=("${@:4}") fit=,steps=50 limit=(--limit "${ROWS:-24}")
             all_skills=("$root/configs/tasks/instruction_induction.toml" "${data[@]}")
             settings=(learning_rate="${RATE:-1e-3}" max_steps="${STEPS:-40}" max_grad_norm=1 eval_steps=0)
             skill() { echo "$root/configs/tasks/instruction_induction.toml:$1"; }
-            while read -r task inner outer; do
-                compositions+=("$task $inner $outer $root/configs/tasks/instruction_induction_composed.toml:$task")
-            done <<'END'
+            small_compositions "$root/configs/tasks/instruction_induction_composed.toml:" <<'END'
 antonym_first_letter antonyms first_word_letter
 antonym_letters antonyms letters_list
 german_first_letter translation_en-de first_word_letter
@@ -127,9 +132,7 @@ END
             of_all_skills+=(cat:rows=32 cat)
             settings=(learning_rate=1e-2 max_steps=40 max_grad_norm=1 dropout=0 eval_steps=0)
             skill() { echo "suite:skills/$1"; }
-            while read -r task inner outer; do
-                compositions+=("$task $inner $outer suite:skills/$task")
-            done <<'END'
+            small_compositions suite:skills/ <<'END'
 reverse_of_up1 order_reverse shift_up1
 left_of_down1 order_left shift_down1
 up1_of_left shift_up1 order_left

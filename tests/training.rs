@@ -65,13 +65,8 @@ impl Oracle {
         };
         let start = Adapter::read(&self.folder.join("train_init")).unwrap();
         Job {
-            name: name.to_owned(),
-            tasks: Vec::new(),
-            train: ids.iter().zip(&labels).map(row).collect(),
-            validation: Vec::new(),
             init: Some(Init { adapter: start, origin: serde_json::Value::Null, seen: Vec::new() }),
-            row_shards: 1,
-            task_rows: Vec::new(),
+            ..Job::new(name, ids.iter().zip(&labels).map(row).collect())
         }
     }
 

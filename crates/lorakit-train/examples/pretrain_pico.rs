@@ -142,15 +142,7 @@ fn normal(random: &mut ChaCha8Rng) -> f32 {
 fn train(base: &Base, tokenizer: &Tokenizer, steps: usize) -> Result<()> {
     let rows = skills::pretraining_rows(SEED, steps * BATCH);
     let train = rows.iter().map(|row| Example::encode(row, tokenizer, 256)).collect::<lorakit_task::Result<_>>()?;
-    let job = Job {
-        name: "pico".into(),
-        tasks: Vec::new(),
-        train,
-        validation: Vec::new(),
-        init: None,
-        row_shards: 1,
-        task_rows: Vec::new(),
-    };
+    let job = Job::new("pico", train);
     let settings = TrainConfig {
         batch_size: BATCH,
         max_steps: Some(steps),

@@ -179,15 +179,7 @@ mod tests {
 
     fn job(tasks: &[&str], task_rows: Vec<usize>) -> Job {
         let task = |name: &&str| TaskRecord { name: (*name).to_owned(), ..TaskRecord::default() };
-        Job {
-            name: "expert".into(),
-            tasks: tasks.iter().map(task).collect(),
-            train: Vec::new(),
-            validation: Vec::new(),
-            init: None,
-            row_shards: 1,
-            task_rows,
-        }
+        Job { tasks: tasks.iter().map(task).collect(), task_rows, ..Job::new("expert", Vec::new()) }
     }
 
     #[test]

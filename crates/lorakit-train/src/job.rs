@@ -39,6 +39,20 @@ pub struct Init {
 }
 
 impl Job {
+    /// An expert of these training rows, trained from the common initialization without validation; nothing is known of
+    /// its tasks.
+    pub fn new(name: impl Into<String>, train: Vec<Example>) -> Job {
+        Job {
+            name: name.into(),
+            tasks: Vec::new(),
+            train,
+            validation: Vec::new(),
+            init: None,
+            row_shards: 1,
+            task_rows: Vec::new(),
+        }
+    }
+
     /// Steps per epoch.
     pub fn steps_per_epoch(&self, config: &TrainConfig) -> usize {
         self.train.len().div_ceil(config.rows_per_step()).max(1)

@@ -53,13 +53,9 @@ fn job(name: &str, rows: usize) -> Job {
         Example::new(&ids(3 + i % 5), &ids(2 + i % 3))
     };
     Job {
-        name: name.into(),
-        tasks: Vec::new(),
-        train: (0..rows).map(row).collect(),
         validation: (rows..rows + 4).map(row).collect(),
-        init: None,
-        row_shards: 1,
         task_rows: vec![rows],
+        ..Job::new(name, (0..rows).map(row).collect())
     }
 }
 

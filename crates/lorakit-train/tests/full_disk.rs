@@ -28,14 +28,8 @@ impl Work {
     }
 
     fn train(&self, names: &[&str], mut on_event: impl FnMut(TrainEvent)) -> Result<RunSummary, TrainError> {
-        let job = |name: &&str| Job {
-            name: (*name).to_owned(),
-            tasks: Vec::new(),
-            train: (3..7).map(|token| Example::new(&[token, token + 9], &[token + 4])).collect(),
-            validation: Vec::new(),
-            init: None,
-            row_shards: 1,
-            task_rows: Vec::new(),
+        let job = |name: &&str| {
+            Job::new(*name, (3..7).map(|token| Example::new(&[token, token + 9], &[token + 4])).collect())
         };
         let config = TrainConfig::from_toml(&format!("max_steps = {STEPS}\nbatch_size = 2\nsave_steps = 0"), "test");
         let (config, stop) = (config.unwrap(), AtomicBool::new(false));

@@ -30,15 +30,7 @@ fn rows(seed: u64, n: u64) -> Vec<Example> {
 }
 
 fn job() -> Job {
-    Job {
-        name: "full".into(),
-        tasks: Vec::new(),
-        train: rows(0, 48),
-        validation: rows(1, 8),
-        init: None,
-        row_shards: 1,
-        task_rows: Vec::new(),
-    }
+    Job { validation: rows(1, 8), ..Job::new("full", rows(0, 48)) }
 }
 
 fn settings() -> TrainConfig {

@@ -311,15 +311,7 @@ fn job(name: &str, seed: u64) -> Job {
     let rows = |from: u64, n: u64| {
         (from..from + n).map(|i| example(seed * 1000 + i, 4 + (i % 7) as usize, 2 + (i % 5) as usize)).collect()
     };
-    Job {
-        name: name.into(),
-        tasks: Vec::new(),
-        train: rows(0, 40),
-        validation: rows(100, 8),
-        init: None,
-        row_shards: 1,
-        task_rows: Vec::new(),
-    }
+    Job { validation: rows(100, 8), ..Job::new(name, rows(0, 40)) }
 }
 
 fn trained(base: &Base, jobs: &[Job], settings: &TrainConfig, batch_tokens: usize) -> Vec<Adapter> {

@@ -203,18 +203,7 @@ fn job() -> (Job, Vec<usize>) {
     };
     let train: Vec<Example> = (0..30).map(row).collect();
     let row_tasks = (0..30).map(|i| i % 2).collect();
-    (
-        Job {
-            name: "poly".into(),
-            tasks: Vec::new(),
-            train,
-            validation: Vec::new(),
-            init: None,
-            row_shards: 1,
-            task_rows: Vec::new(),
-        },
-        row_tasks,
-    )
+    (Job::new("poly", train), row_tasks)
 }
 
 #[test]

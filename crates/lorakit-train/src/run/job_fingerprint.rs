@@ -8,9 +8,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 
-/// The field, among the settings of skills, of which task each row belongs to.
-pub(crate) const TASK_ROWS: &str = "task_rows";
-
 /// Everything that determines the weights of a job. An expert's record stores it as its `settings`; the order of the
 /// fields is part of its hash.
 #[derive(Clone, Serialize, Deserialize)]
@@ -35,6 +32,9 @@ pub(crate) struct JobFingerprint {
     /// The number of experts that divide the rows, if several.
     #[serde(default, skip_serializing_if = "Option::is_none", rename = "sharers")]
     row_shards: Option<usize>,
+    /// The SHA-256 of the task that each row belongs to, where the weights depend on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    task_rows: Option<String>,
 }
 
 /// The adapter that training starts from.
@@ -59,7 +59,13 @@ impl JobFingerprint {
             validation: rows_sha256(&job.validation),
             dtype: base.dtype_override().map(|dtype| dtype.as_str().to_owned()),
             row_shards: (job.row_shards != 1).then_some(job.row_shards),
+            task_rows: None,
         }
+    }
+
+    /// With the hash of the tasks that the rows belong to; None where the weights do not depend on them.
+    pub(crate) fn with_task_rows(self, task_rows: Option<String>) -> Self {
+        Self { task_rows, ..self }
     }
 
     /// The fingerprint as JSON.
@@ -101,9 +107,11 @@ pub(crate) fn differences(recorded: &Value, wanted: &Value) -> String {
         let value = &wanted[key];
         if key == "settings" {
             found.extend(setting_differences(&recorded[key], value));
+        } else if key == "task_rows" && recorded[key].is_null() {
+            found.push("its record does not say which task each row belongs to".to_owned());
         } else if recorded[key] != *value {
             let differ = match key.as_str() {
-                "rows" | "tasks" => "differ",
+                "rows" | "tasks" | "task_rows" => "differ",
                 _ => "differs",
             };
             found.push(format!("its {key} {differ}"));
@@ -120,12 +128,6 @@ pub(crate) fn setting_differences(recorded: &Value, wanted: &Value) -> Vec<Strin
     let differs = |name: &String| {
         let of = |settings: &Value| settings.get(name).or_else(|| defaults.get(name)).cloned().unwrap_or_default();
         let (before, now) = (of(recorded), of(wanted));
-        if before != now && name == TASK_ROWS {
-            return Some(match before.is_null() {
-                true => "its record does not say which task each row belongs to".to_owned(),
-                false => "the rows of each task differ".to_owned(),
-            });
-        }
         (before != now).then(|| format!("{name} was {before} and is now {now}"))
     };
     names.collect::<BTreeSet<_>>().into_iter().filter_map(differs).collect()
@@ -148,6 +150,7 @@ mod tests {
             validation: "v".into(),
             dtype: None,
             row_shards: None,
+            task_rows: None,
         }
     }
 
@@ -159,6 +162,14 @@ mod tests {
         assert_eq!(JobFingerprint::sha256_of_all(&[fingerprint()]), sha256(format!("[{text}}}]").as_bytes()));
         let sharded = JobFingerprint { dtype: Some("f32".into()), row_shards: Some(2), ..fingerprint() };
         assert_eq!(sharded.to_value().to_string(), format!(r#"{text},"dtype":"f32","sharers":2}}"#));
+    }
+
+    #[test]
+    fn differences_name_the_tasks_of_rows_and_records_without_them() {
+        let of = |hash: &str| fingerprint().with_task_rows(Some(hash.into())).to_value();
+        assert_eq!(differences(&of("a"), &of("b")), "trained with other settings: its task_rows differ");
+        let earlier = differences(&fingerprint().to_value(), &of("b"));
+        assert!(earlier.ends_with("its record does not say which task each row belongs to"), "{earlier}");
     }
 
     #[test]

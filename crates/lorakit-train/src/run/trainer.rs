@@ -57,7 +57,7 @@ impl Trainer<'_> {
                 fields.insert("warmup_steps".into(), warmup.into());
                 fields.sort_keys();
             }
-            JobFingerprint::new(job, self.base, fields, self.seed)
+            JobFingerprint::new(job, self.base, fields, self.seed).with_task_rows(target.task_rows())
         };
         FingerprintedJobs { fingerprints: jobs.iter().map(fingerprint).collect(), jobs }
     }
