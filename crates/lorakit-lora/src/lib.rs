@@ -6,8 +6,8 @@
 //!
 //! Everything is `[tokens, features]`; padding does not exist. The experts of a site are mostly stacked, A's by rows and B's
 //! by columns, at the ranges that a [`StackLayout`] names:
-//! - [`GroupedLora`] applies to each [`TokenGroup`] its expert, with constant weights;
-//! - [`UnstackedLora`] does the same with experts whose matrices are not copied together;
+//! - [`GroupedLora`] applies to each [`TokenGroup`] its expert, with constant weights, of experts that are stacked or each in
+//!   its own matrices;
 //! - [`PerTokenLora`] mixes all experts with a tensor of weights per token;
 //! - [`WeightedLora`] mixes all experts with one weight each, which can be learned;
 //! - [`LoraLinear`] is a [`FrozenLinear`] with trained adapters, as one op.
@@ -64,7 +64,7 @@ pub use factor_rows::{ExpertFactors, FactorRows};
 pub use frozen_linear::FrozenLinear;
 pub use ops::{
     DropoutMask, GradientSink, GroupedLora, LoraLinear, PerTokenLora, SparseGradients, TokenGroup, TokenSelection,
-    UnstackedLora, WeightedLora,
+    WeightedLora,
 };
 pub use patch::{Addition, EmbeddingPatch, Outputs, Patch, Patches};
 pub use rounding_noise::RoundingNoise;

@@ -235,7 +235,8 @@ fn several_chunks_match_the_composed_form() {
     let ours = grouped.delta(&x, groups.clone()).unwrap();
     assert!(largest_difference(&ours, &grouped.composed_delta(&x, &groups).unwrap()) < 1e-5);
     // Backward as well: the chunks' gradients add up to the full gradient.
-    let vars = [x, grouped.a().clone(), grouped.b().clone()].map(|t| Var::from_tensor(&t).unwrap());
+    let (a, b) = grouped.stacked().unwrap();
+    let vars = [x, a.clone(), b.clone()].map(|t| Var::from_tensor(&t).unwrap());
     let grouped = GroupedLora::new(vars[1].as_tensor().clone(), vars[2].as_tensor().clone(), layout()).unwrap();
     let of = |y: Tensor| (y.sqr().unwrap() * tensor(9, tokens, OUTPUT)).unwrap().sum_all().unwrap().backward().unwrap();
     let ours = of(grouped.delta(&vars[0], groups.clone()).unwrap());

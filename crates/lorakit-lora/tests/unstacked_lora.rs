@@ -1,11 +1,11 @@
-//! `UnstackedLora` compared with `GroupedLora` of the same experts, bit by bit.
+//! Experts in their own matrices compared with the same experts stacked, bit by bit.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use candle_core::{Device, Tensor, Var};
 use lorakit_adapter::Matrix;
 use lorakit_lora::{
-    ExpertFactors, FactorRows, GroupedLora, Outputs, StackBlock, StackLayout, TokenGroup, TokenSelection, UnstackedLora,
+    ExpertFactors, FactorRows, GroupedLora, Outputs, StackBlock, StackLayout, TokenGroup, TokenSelection,
 };
 use std::sync::Arc;
 
@@ -30,7 +30,7 @@ fn scale(expert: usize, projection: usize) -> f32 {
 }
 
 /// The same experts in both forms. An expert's projections share its A.
-fn experts() -> (UnstackedLora, GroupedLora) {
+fn experts() -> (GroupedLora, GroupedLora) {
     let (mut own, mut layout, mut a, mut b, mut before) = (Vec::new(), Vec::new(), Vec::new(), Vec::new(), 0);
     for (expert, rank) in RANKS.into_iter().enumerate() {
         let own_a = Arc::new(FactorRows::of(rows(expert, rank, INPUT)));
@@ -64,7 +64,7 @@ fn experts() -> (UnstackedLora, GroupedLora) {
     let a = Tensor::from_vec(a, (before, INPUT), &Device::Cpu).unwrap();
     let b = Tensor::from_vec(b, (before, OUTPUT), &Device::Cpu).unwrap();
     let stacked = GroupedLora::new(a, b, Arc::new(StackLayout(layout))).unwrap();
-    (UnstackedLora::new(own, INPUT, OUTPUT).unwrap(), stacked)
+    (GroupedLora::unstacked(own, INPUT, OUTPUT).unwrap(), stacked)
 }
 
 /// Runs and lists, with weights and without.
@@ -136,7 +136,7 @@ fn factors_that_do_not_fit_are_refused() {
         columns,
         scale: 1.0,
     };
-    let made = |own: Vec<ExpertFactors>| UnstackedLora::new(vec![own], INPUT, OUTPUT).map(drop);
+    let made = |own: Vec<ExpertFactors>| GroupedLora::unstacked(vec![own], INPUT, OUTPUT).map(drop);
     assert!(made(vec![factors(9, 0..9), factors(5, 9..14)]).is_ok());
     assert!(made(vec![factors(8, 0..9)]).is_err(), "B of another width");
     assert!(made(vec![factors(9, 9..18)]).is_err(), "columns outside of the site");

@@ -4,11 +4,10 @@ use crate::error::Result;
 use crate::library_stack::LibraryStack;
 use crate::site_lora::SiteLora;
 use crate::stack::{RoutingScope, Stack};
-use candle_core::{DType, Tensor, bail};
+use candle_core::{DType, Tensor};
 use lorakit_adapter::Matrix;
 use lorakit_lora::{
     Addition, ExpertFactors, FactorRows, GroupedLora, PerTokenLora, Site, StackBlock, StackLayout, TokenGroup,
-    UnstackedLora,
 };
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -53,8 +52,8 @@ impl Mixture {
         };
         match mixing {
             Mixing::Outputs => {
-                let own = UnstackedLora::new(slots, stack.input(), stack.output())?;
-                Ok(Self::Outputs(SiteLora::Unstacked(own)))
+                let own = GroupedLora::unstacked(slots, stack.input(), stack.output())?;
+                Ok(Self::Outputs(SiteLora(own)))
             }
             Mixing::Separate => Spans::of(experts, site, stack)?.own(&slots, stack),
         }
@@ -70,7 +69,7 @@ impl Mixture {
     ) -> Result<Self> {
         let layout = stack.layout(scope);
         match mixing {
-            Mixing::Outputs => Ok(Self::Outputs(SiteLora::Stacked(stack.grouped(layout)?))),
+            Mixing::Outputs => Ok(Self::Outputs(SiteLora(stack.grouped(layout)?))),
             Mixing::Separate => Spans::of(experts, site, stack)?.stacked(&layout, stack),
         }
     }
@@ -118,8 +117,8 @@ impl Spans {
         let expand = through(&|block, z| StackBlock { a: z, ..block.clone() });
         let identity = Tensor::eye(self.total, DType::F32, stack.device())?;
         Ok(Mixture::Separate {
-            shrink: SiteLora::Stacked(GroupedLora::new(stack.a()?.clone(), identity.clone(), shrink)?),
-            expand: SiteLora::Stacked(GroupedLora::new(identity, stack.b()?.clone(), expand)?),
+            shrink: SiteLora(GroupedLora::new(stack.a()?.clone(), identity.clone(), shrink)?),
+            expand: SiteLora(GroupedLora::new(identity, stack.b()?.clone(), expand)?),
         })
     }
 
@@ -141,8 +140,8 @@ impl Spans {
             slots.iter().map(|own| own.iter().map(replace).collect()).collect()
         };
         Ok(Mixture::Separate {
-            shrink: SiteLora::Unstacked(UnstackedLora::new(through(&shrink), stack.input(), self.total)?),
-            expand: SiteLora::Unstacked(UnstackedLora::new(through(&expand), self.total, stack.output())?),
+            shrink: SiteLora(GroupedLora::unstacked(through(&shrink), stack.input(), self.total)?),
+            expand: SiteLora(GroupedLora::unstacked(through(&expand), self.total, stack.output())?),
         })
     }
 }
@@ -162,10 +161,7 @@ pub(crate) enum TokenMixture {
 impl Mixture {
     /// Prepares the experts of `slots`, which are stacked, for weights in that order.
     pub(crate) fn per_token(&self, slots: &[usize]) -> candle_core::Result<TokenMixture> {
-        let prepare = |experts: &SiteLora| match experts {
-            SiteLora::Stacked(experts) => PerTokenLora::new(experts, slots),
-            SiteLora::Unstacked(_) => bail!("weights of all experts are for a device, where experts are stacked"),
-        };
+        let prepare = |experts: &SiteLora| PerTokenLora::new(&experts.0, slots);
         Ok(match self {
             Self::Outputs(experts) => TokenMixture::Outputs(prepare(experts)?),
             Self::Separate { shrink, expand } => {

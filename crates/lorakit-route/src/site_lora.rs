@@ -1,25 +1,19 @@
-//! The low-rank products of the experts of a site, in one of their two forms.
+//! The low-rank products of the experts of a site, for models of any float type.
 
 use candle_core::{DType, Tensor};
-use lorakit_lora::{Addition, GroupedLora, Outputs, TokenGroup, UnstackedLora};
+use lorakit_lora::{Addition, GroupedLora, Outputs, TokenGroup};
 use std::sync::Arc;
 
-/// The experts of a site, stacked or each in its own matrices. Both give the same bits.
+/// The experts of a site.
 #[derive(Clone)]
-pub(crate) enum SiteLora {
-    Stacked(GroupedLora),
-    Unstacked(UnstackedLora),
-}
+pub(crate) struct SiteLora(pub(crate) GroupedLora);
 
 impl SiteLora {
     /// What adds the delta of `groups` over `x`, `[tokens, in]`, to outputs of any float type. The experts are f32; for a
     /// model of another type the delta is rounded once, at the end.
     pub(crate) fn begin<'a>(&'a self, x: &'a Tensor, groups: Arc<[TokenGroup]>) -> candle_core::Result<Addition<'a>> {
         if x.device().is_cpu() && x.dtype() == DType::F32 {
-            return match self {
-                Self::Stacked(experts) => experts.begin(x, groups),
-                Self::Unstacked(experts) => experts.begin(x, groups),
-            };
+            return self.0.begin(x, groups);
         }
         Ok(Box::new(move |out| self.add(x, groups, out)))
     }
@@ -30,19 +24,11 @@ impl SiteLora {
         if dtype != DType::F32 {
             return out.add(&self.delta(x, groups)?.to_dtype(dtype)?);
         }
-        let x = x.to_dtype(DType::F32)?;
-        match self {
-            Self::Stacked(experts) => experts.add(&x, groups, out),
-            Self::Unstacked(experts) => experts.add(&x, groups, out),
-        }
+        self.0.add(&x.to_dtype(DType::F32)?, groups, out)
     }
 
     /// The delta of `groups` in f32.
     pub(crate) fn delta(&self, x: &Tensor, groups: Arc<[TokenGroup]>) -> candle_core::Result<Tensor> {
-        let x = x.to_dtype(DType::F32)?;
-        match self {
-            Self::Stacked(experts) => experts.delta(&x, groups),
-            Self::Unstacked(experts) => experts.delta(&x, groups),
-        }
+        self.0.delta(&x.to_dtype(DType::F32)?, groups)
     }
 }

@@ -14,7 +14,7 @@ impl GroupedLora {
     /// `g` is the token's factor for each of their ranks: `w s`, or zero. Few and large products, and nothing wider than
     /// the ranks of those experts; but a token pays for all experts of its batch, not only its own.
     pub fn composed_delta(&self, x: &Tensor, groups: &[TokenGroup]) -> Result<Tensor> {
-        let x = x.contiguous()?;
+        let (x, width) = (x.contiguous()?, self.stacked()?.1.dim(1)?);
         let part = |(columns, blocks): (Range<usize>, ProjectionBlocks)| {
             let z = x.matmul(&blocks.a(self)?.t()?)?;
             let factors = blocks.factors(x.dim(0)?, groups, x.device())?;
@@ -23,7 +23,7 @@ impl GroupedLora {
         };
         let named: BTreeSet<usize> = groups.iter().map(|group| group.expert).collect();
         let parts = self.by_projection(named).into_iter().map(part).collect::<Result<Vec<_>>>()?;
-        side_by_side(parts, self.b.dim(1)?, &x)
+        side_by_side(parts, width, &x)
     }
 
     /// The blocks of some experts by the columns that they fill, from left to right.
@@ -66,12 +66,12 @@ pub(crate) struct ProjectionBlocks<'a>(pub(crate) Vec<(usize, &'a StackBlock)>);
 impl ProjectionBlocks<'_> {
     /// The blocks' A's, `[ranks, in]`.
     pub(crate) fn a(&self, grouped: &GroupedLora) -> Result<Tensor> {
-        self.rows(&grouped.a, |block| &block.a)
+        self.rows(grouped.stacked()?.0, |block| &block.a)
     }
 
     /// The blocks' B's, transposed, `[ranks, columns]`.
     pub(crate) fn b(&self, grouped: &GroupedLora, columns: &Range<usize>) -> Result<Tensor> {
-        self.rows(&grouped.b, |block| &block.b)?.narrow(1, columns.start, columns.len())?.contiguous()
+        self.rows(grouped.stacked()?.1, |block| &block.b)?.narrow(1, columns.start, columns.len())?.contiguous()
     }
 
     /// The blocks' rows of a stacked matrix: a view if consecutive, else gathered.

@@ -5,7 +5,7 @@
 //! `dx[t] += dz[t] A_e`, `dA_e = sum_t dz[t]ᵀ x[t]`, `dB_eᵀ = sum_t w[t] s (x[t] A_eᵀ)ᵀ dy[t]`
 
 use crate::kernels::gemm::{Destination, MatrixMut, MatrixRef, gemm};
-use crate::ops::grouped_lora::{CHUNK, GroupedOp, Operands};
+use crate::ops::grouped_op::{CHUNK, GroupedOp, Operands};
 use crate::ops::sparse_gradients::SparseGradients;
 use crate::ops::token_group::{GroupPart, TokenSlice};
 use rayon::prelude::*;

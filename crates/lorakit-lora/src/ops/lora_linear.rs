@@ -4,10 +4,9 @@
 //! `y[t] = W x[t] + b + s (m(x)[t] A_eᵀ) B_eᵀ`, with `e` the expert of the token's sequence and `m` a dropout mask.
 
 use crate::frozen_linear::FrozenLinear;
-use crate::kernels::cpu_tensor;
 use crate::kernels::op::{Input, Op};
-use crate::ops::factor_source::FactorSource;
-use crate::ops::grouped_lora::{GroupedLora, GroupedOp, Operands};
+use crate::ops::grouped_lora::GroupedLora;
+use crate::ops::grouped_op::{GroupedOp, Operands};
 use crate::ops::sparse_gradients::GradientSink;
 use crate::ops::token_group::TokenGroup;
 use candle_core::{Result, Shape, bail};
@@ -64,14 +63,15 @@ impl LoraLinear {
     /// in `sink`.
     ///
     /// # Errors
-    /// If the experts' shapes are not those of the frozen weights.
+    /// If the experts are not stacked, or their shapes are not those of the frozen weights.
     pub fn new(
         frozen: Arc<dyn FrozenLinear>,
         grouped: GroupedLora,
         groups: Arc<[TokenGroup]>,
         sink: GradientSink,
     ) -> Result<Self> {
-        let (of_a, of_b) = (grouped.a().dim(1)?, grouped.b().dim(1)?);
+        let (a, b) = grouped.stacked()?;
+        let (of_a, of_b) = (a.dim(1)?, b.dim(1)?);
         if (frozen.input(), frozen.output()) != (of_a, of_b) {
             bail!("experts of {of_a} x {of_b} at a site of {} x {}", frozen.input(), frozen.output());
         }
@@ -92,11 +92,7 @@ impl LoraLinear {
         }
         let masked = self.mask.as_ref().map(|mask| mask.apply(x.values)).transpose()?;
         let x = masked.as_deref().unwrap_or(x.values);
-        cpu_tensor::with_values(self.grouped.a(), NAME, |a| {
-            cpu_tensor::with_values(self.grouped.b(), NAME, |b| {
-                work(&Operands { x, factors: FactorSource::Stacked { a, b }, input, output })
-            })
-        })??
+        self.grouped.with_factors(|factors| work(&Operands { x, factors, input, output }))
     }
 }
 

@@ -4,11 +4,11 @@ mod composed_grouped;
 mod factor_source;
 mod grouped_lora;
 mod grouped_lora_backward;
+mod grouped_op;
 mod lora_linear;
 mod per_token_lora;
 mod sparse_gradients;
 mod token_group;
-mod unstacked_lora;
 mod weighted_lora;
 
 pub use grouped_lora::GroupedLora;
@@ -16,5 +16,4 @@ pub use lora_linear::{DropoutMask, LoraLinear};
 pub use per_token_lora::PerTokenLora;
 pub use sparse_gradients::{GradientSink, SparseGradients};
 pub use token_group::{TokenGroup, TokenSelection};
-pub use unstacked_lora::UnstackedLora;
 pub use weighted_lora::WeightedLora;

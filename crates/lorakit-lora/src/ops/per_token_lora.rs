@@ -33,7 +33,11 @@ struct ProjectionStack {
 
 impl PerTokenLora {
     /// The distinct experts `slots` of stacked ones; a token's weights come in that order.
+    ///
+    /// # Errors
+    /// If the experts are not stacked.
     pub fn new(grouped: &GroupedLora, slots: &[usize]) -> Result<Self> {
+        let (a, b) = grouped.stacked()?;
         let indices: HashMap<usize, u32> =
             slots.iter().enumerate().map(|(index, &slot)| (slot, index as u32)).collect();
         let part = |(columns, blocks): (Range<usize>, ProjectionBlocks)| {
@@ -42,7 +46,7 @@ impl PerTokenLora {
                 weights.extend(std::iter::repeat_n(indices[expert], block.b.len()));
                 scales.extend(std::iter::repeat_n(block.scale, block.b.len()));
             }
-            let (ranks, device) = (scales.len(), grouped.a.device());
+            let (ranks, device) = (scales.len(), a.device());
             Ok(ProjectionStack {
                 a: blocks.a(grouped)?,
                 b: blocks.b(grouped, &columns)?,
@@ -53,7 +57,7 @@ impl PerTokenLora {
         };
         let parts = grouped.by_projection(slots.iter().copied().collect());
         let parts = parts.into_iter().map(part).collect::<Result<_>>()?;
-        Ok(Self { parts, slots: slots.len(), width: grouped.b.dim(1)? })
+        Ok(Self { parts, slots: slots.len(), width: b.dim(1)? })
     }
 
     /// The delta over `x`, `[tokens, in]`, with `weights`, `[tokens, slots]`: `[tokens, out]`.

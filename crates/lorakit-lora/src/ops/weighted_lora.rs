@@ -9,7 +9,7 @@ use crate::kernels::cpu_tensor;
 use crate::kernels::gemm::{Destination, MatrixMut, MatrixRef, gemm};
 use crate::kernels::narrow_product::narrow_product;
 use crate::kernels::op::{self, Input, Op};
-use crate::ops::grouped_lora::CHUNK;
+use crate::ops::grouped_op::CHUNK;
 use crate::stack_layout::StackLayout;
 use candle_core::{Result, Shape, Tensor, bail};
 use rayon::prelude::*;

@@ -114,7 +114,7 @@ impl Router for Cat {
         let weights = context.state_of(self)?.matrix("weights", (groups.names.len(), experts.len()))?.values();
         site_patches(experts, |index, _, stack| {
             let weight = |projection, expert| weights[groups.group(index, projection) * experts.len() + expert];
-            Ok(Some(Arc::new(EveryToken(SiteLora::Stacked(stack.weighted_sum(weight)?))) as Arc<dyn Patch>))
+            Ok(Some(Arc::new(EveryToken(SiteLora(stack.weighted_sum(weight)?))) as Arc<dyn Patch>))
         })
     }
 

@@ -66,6 +66,6 @@ impl Router for SingleExpert {
 /// If a tensor cannot be made.
 pub fn single_expert(experts: &LibraryStack, expert: usize) -> Result<Patches> {
     site_patches(experts, |_, _, stack| {
-        Ok(stack.only(expert)?.map(|lora| Arc::new(EveryToken(SiteLora::Stacked(lora))) as Arc<dyn Patch>))
+        Ok(stack.only(expert)?.map(|lora| Arc::new(EveryToken(SiteLora(lora))) as Arc<dyn Patch>))
     })
 }

@@ -143,7 +143,7 @@ fn scaled_patch(
         }
         (Mixing::Separate, _) => mean_factors(averaged, uniform.scale, site, stack)?,
     };
-    Ok(Some(Arc::new(EveryToken(SiteLora::Stacked(grouped)))))
+    Ok(Some(Arc::new(EveryToken(SiteLora(grouped)))))
 }
 
 /// The one expert whose A is the mean of the A's, and whose B is `scale` times the mean of the scaled B's.
