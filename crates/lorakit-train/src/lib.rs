@@ -42,6 +42,7 @@ pub mod optim;
 mod pass;
 mod run;
 mod setting_names;
+mod setting_values;
 mod train_config;
 pub mod trainable;
 
@@ -54,7 +55,8 @@ pub use given_settings::GivenSettings;
 pub use job::{Init, Job, batch_indices, rows_sha256};
 pub use optim::lr_schedule::{LrSchedule, LrSchedulerType};
 pub use optim::optimizer::{Optimizer, ParameterGroup, minimize};
-pub use pass::{Pass, PassContext, StepOutput};
+pub use pass::pass_context::PassContext;
+pub use pass::{Pass, StepOutput};
 pub use run::device_memory::{DeviceMemory, MemoryEstimate, peak_resident_bytes};
 pub use run::expert_progress::ExpertProgress;
 pub use run::loss_history::LossHistory;

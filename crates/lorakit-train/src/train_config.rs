@@ -4,15 +4,14 @@ use crate::error::{Result, TrainError};
 use crate::given_settings::{GivenSettings, invalid_file, readable};
 use crate::optim::lr_schedule::{LrSchedule, LrSchedulerType};
 use crate::setting_names::suggested_name;
+use crate::setting_values::{count, optional_count, text_or_list};
 use lorakit_adapter::Targets;
 use lorakit_lora::{Site, SiteRole};
 use lorakit_model::Base;
 use lorakit_task::{BosTokens, LossTokens, RowEncoding};
-use serde::de::{self, Unexpected, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
-use std::fmt::{self, Formatter};
 
 /// How the losses of target tokens are averaged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -346,63 +345,6 @@ fn check(valid: bool, name: &'static str, found: impl ToString, expected: &str) 
     }
 }
 
-/// A text, or a list of texts, as PEFT's configs have them too, joined by commas.
-fn text_or_list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged, expecting = "expected a text or a list of texts")]
-    enum Given {
-        Text(String),
-        List(Vec<String>),
-    }
-    Ok(match Given::deserialize(deserializer)? {
-        Given::Text(text) => text,
-        Given::List(list) => list.join(","),
-    })
-}
-
-/// A whole number, which a file may write as 3.0.
-struct Count(usize);
-
-impl<'de> Deserialize<'de> for Count {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(CountVisitor)
-    }
-}
-
-struct CountVisitor;
-
-impl Visitor<'_> for CountVisitor {
-    type Value = Count;
-
-    fn expecting(&self, formatter: &mut Formatter) -> fmt::Result {
-        formatter.write_str("a whole number that is not negative")
-    }
-
-    fn visit_u64<E: de::Error>(self, value: u64) -> Result<Count, E> {
-        usize::try_from(value).map(Count).map_err(|_| E::invalid_value(Unexpected::Unsigned(value), &self))
-    }
-
-    fn visit_i64<E: de::Error>(self, value: i64) -> Result<Count, E> {
-        usize::try_from(value).map(Count).map_err(|_| E::invalid_value(Unexpected::Signed(value), &self))
-    }
-
-    fn visit_f64<E: de::Error>(self, value: f64) -> Result<Count, E> {
-        // Up to here every whole number is a float.
-        match value.fract() == 0.0 && (0.0..=(1u64 << 53) as f64).contains(&value) {
-            true => Ok(Count(value as usize)),
-            false => Err(E::invalid_value(Unexpected::Float(value), &self)),
-        }
-    }
-}
-
-fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
-    Count::deserialize(deserializer).map(|count| count.0)
-}
-
-fn optional_count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
-    Ok(Option::<Count>::deserialize(deserializer)?.map(|count| count.0))
-}
-
 fn in_file(file: &str, source: TrainError) -> TrainError {
     TrainError::Context { what: file.to_owned(), source: Box::new(source) }
 }
@@ -468,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_with_a_number_that_is_none_is_named() {
+    fn a_non_finite_number_names_its_file() {
         for line in ["learning_rate = nan", "warmup_ratio = inf"] {
             let error = TrainConfig::from_toml(line, "f.toml").unwrap_err();
             let TrainError::Context { what, source } = &error else { panic!("{error}") };

@@ -2,7 +2,8 @@
 
 use crate::error::{Result, TrainError};
 use crate::job::Job;
-use crate::pass::{Pass, PassContext};
+use crate::pass::Pass;
+use crate::pass::pass_context::PassContext;
 use crate::run::loss_history::LossHistory;
 use crate::run::pass_checkpoint;
 use crate::run::run_folder::{create_folder, remove_if_exists};

@@ -3,7 +3,8 @@
 use crate::backward::backward_mode::BackwardMode;
 use crate::error::{BoxError, Result, TrainError};
 use crate::job::Job;
-use crate::pass::{Pass, PassContext};
+use crate::pass::Pass;
+use crate::pass::pass_context::PassContext;
 use crate::run::device_memory::MemoryEstimate;
 use crate::run::memory_estimate;
 use crate::run::routing_store;

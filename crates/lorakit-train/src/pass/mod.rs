@@ -1,21 +1,23 @@
 //! A pass: several experts trained together over one base, each with its own rows, schedule, clipping and moments.
 
+mod divergence_check;
+pub(crate) mod pass_context;
+mod validation;
+
 use crate::backward::backward_mode::Activations;
-use crate::backward::example_losses_by_token::example_losses_by_token;
 use crate::backward::gradients::Gradients;
 use crate::backward::layerwise::{LayerwiseBackward, LossBatch};
-use crate::batch_row::{BatchRow, batches, batches_by_expert, equal_runs};
-use crate::divergence::{Divergence, DivergenceMonitor, monitored_steps};
+use crate::batch_row::{BatchRow, batches, batches_by_expert};
 use crate::error::{Result, TrainError};
-use crate::initial_weights::InitialWeights;
 use crate::isolate_non_finite::isolate_non_finite;
 use crate::job::Job;
 use crate::optim::adamw::{AdamW, CollectedGradients};
 use crate::optim::adamw_update::AdamWUpdate;
 use crate::optim::clip::clip_factor;
 use crate::optim::parameter::Parameter;
+use crate::pass::divergence_check::DivergenceCheck;
+use crate::pass::pass_context::PassContext;
 use crate::run::expert_progress::ExpertProgress;
-use crate::train_config::TrainConfig;
 use crate::trainable::dropout::Dropout;
 use crate::trainable::lora_stack::LoraStack;
 use crate::trainable::skill_stack::{RowTasks, SkillStack};
@@ -23,22 +25,8 @@ use crate::trainable::trainable_set::TrainableSet;
 use candle_core::Var;
 use lorakit_adapter::Adapter;
 use lorakit_model::{Base, TokenBatch};
-use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
-
-/// What all experts of a pass share.
-#[derive(Clone, Copy)]
-pub struct PassContext<'a> {
-    /// The base.
-    pub base: &'a Base,
-    /// How the experts are trained.
-    pub config: &'a TrainConfig,
-    /// The seed of initial values, row orders and dropout.
-    pub seed: u64,
-    /// Maximum tokens per forward.
-    pub batch_tokens: usize,
-}
 
 /// Experts in training.
 pub struct Pass<'a> {
@@ -50,10 +38,7 @@ pub struct Pass<'a> {
     step: usize,
     progress: Vec<ExpertProgress>,
     best: Vec<BestValues>,
-    /// The base as it was before training; None if all its weights are trained and the caller gives no other.
-    initial_base: Option<&'a Base>,
-    /// Each expert's losses under its initial weights by step, counted from zero, as far as they have been compared.
-    initial_losses: Vec<BTreeMap<usize, f64>>,
+    divergence: DivergenceCheck<'a>,
 }
 
 /// The values of an expert's best validation, variable by variable; None before the first.
@@ -100,12 +85,6 @@ impl StepGradients {
         let is_finite = |&&e: &&usize| self.losses.experts[e].is_finite() && self.collected.norms[e].is_finite();
         experts.len() - experts.iter().filter(is_finite).count()
     }
-}
-
-/// The updates of a step, by expert, as [`StepOutput`] has them.
-struct StepUpdates {
-    norms: Vec<f64>,
-    learning_rates: Vec<Option<f64>>,
 }
 
 /// The losses of a step: each row's share in its expert's loss, and each expert's sum.
@@ -174,15 +153,14 @@ impl<'a> Pass<'a> {
             step: 0,
             progress: vec![ExpertProgress::default(); jobs.len()],
             best: vec![None; jobs.len()],
-            initial_base: (!trains_base).then_some(context.base),
-            initial_losses: vec![BTreeMap::new(); jobs.len()],
+            divergence: DivergenceCheck::new(context, jobs, (!trains_base).then_some(context.base)),
         }
     }
 
     /// Compares losses with those of `base`, which is not trained, to detect that training of all weights diverges.
     #[must_use]
     pub fn with_initial_base(self, base: &'a Base) -> Self {
-        Self { initial_base: Some(base), ..self }
+        Self { divergence: self.divergence.with_initial_base(base), ..self }
     }
 
     /// The experts' jobs.
@@ -254,8 +232,8 @@ impl<'a> Pass<'a> {
             |gradients| gradients.not_finite(&active),
             [batches(&rows, parallel.tokens()), batches_by_expert(&rows, parallel.tokens())],
         )?;
-        let StepUpdates { norms, learning_rates } = self.update(&active, &gradients, &rows)?;
-        let StepGradients { losses, tokens, .. } = gradients;
+        let learning_rates = self.update(&active, &gradients, &rows)?;
+        let StepGradients { collected, losses, tokens } = gradients;
         for row in &rows {
             self.progress[row.expert].tokens += row.row.loss_tokens() as u64;
         }
@@ -264,6 +242,7 @@ impl<'a> Pass<'a> {
         self.check_final_losses(&active)?;
         let ended = active.iter().copied().filter(|&e| !self.is_active(e)).collect();
         let losses = (0..self.jobs.len()).map(|e| active.contains(&e).then(|| losses.experts[e] as f32)).collect();
+        let norms = collected.norms;
         Ok(StepOutput { step: self.step, losses, norms, learning_rates, validated, ended, tokens })
     }
 
@@ -339,68 +318,27 @@ impl<'a> Pass<'a> {
         (packed, (rate > 0.0).then(|| Dropout::new(rate, keys)))
     }
 
-    fn monitor(&self) -> DivergenceMonitor {
-        let PassContext { base, config, .. } = self.context;
-        DivergenceMonitor { max_loss_jump: config.max_loss_jump, vocabulary: base.config().vocabulary }
-    }
-
-    /// The initial weights of an expert, as far as they are still there.
-    fn initial_weights(&self, expert: usize) -> Option<InitialWeights<'a>> {
-        let PassContext { config, seed, batch_tokens, .. } = self.context;
-        Some(InitialWeights { base: self.initial_base?, job: &self.jobs[expert], config, seed, batch_tokens })
-    }
-
-    /// Why an expert has diverged at this step, if it has.
-    fn divergence(&mut self, expert: usize, loss: f64, norm: f64) -> Result<Option<Divergence>> {
-        let (monitor, progress) = (self.monitor(), &self.progress[expert]);
-        let found = monitor.check(loss, norm, &progress.norms);
-        let Some(initial) = self.initial_weights(expert).filter(|_| found.is_none()) else { return Ok(found) };
-        let rows_per_step = self.context.config.rows_per_step().min(self.jobs[expert].train.len());
-        let first = (self.step + 1).saturating_sub(monitored_steps(rows_per_step));
-        let count = (self.step + 1 - first) as f64;
-        let before: f64 = progress.losses[first..].iter().map(|loss| f64::from(*loss)).sum();
-        let known = &mut self.initial_losses[expert];
-        let jump = monitor.check_jump((before + loss) / count, || {
-            let mut sum = 0.0;
-            for step in first..=self.step {
-                let loss = match known.get(&step) {
-                    Some(loss) => *loss,
-                    None => initial.step_loss(step)?,
-                };
-                known.insert(step, loss);
-                sum += loss;
-            }
-            Ok(sum / count)
-        })?;
-        Ok(jump.map(Divergence::Jump))
-    }
-
     /// Fails the experts whose validation loss has diverged at their end.
     fn check_final_losses(&mut self, active: &[usize]) -> Result<()> {
-        let monitor = self.monitor();
         for &expert in active {
-            let Some(initial) = self.initial_weights(expert) else { continue };
             let progress = &mut self.progress[expert];
-            let validated = progress.validation.last().filter(|(step, _)| *step == self.step);
-            let is_end = self.step == self.jobs[expert].steps(self.context.config) && progress.failure.is_none();
-            if let (true, Some((step, loss))) = (is_end, validated) {
-                let jump = monitor.check_jump(f64::from(*loss), || initial.validation_loss())?;
-                progress.failure = jump.map(|jump| jump.describe_validation(*step));
+            if progress.failure.is_none() {
+                progress.failure = self.divergence.of_validation(expert, self.step, progress)?;
             }
         }
         Ok(())
     }
 
-    /// Clips each expert's gradient and updates its weights. An expert that has diverged stops here, its weights unchanged.
-    fn update(&mut self, active: &[usize], gradients: &StepGradients, rows: &[BatchRow]) -> Result<StepUpdates> {
+    /// Clips each expert's gradient and updates its weights, and returns the learning rates of the updates. An expert that has
+    /// diverged stops here, its weights unchanged.
+    fn update(&mut self, active: &[usize], gradients: &StepGradients, rows: &[BatchRow]) -> Result<Vec<Option<f64>>> {
         let StepGradients { collected, losses, .. } = gradients;
         let mut updates = vec![None; self.jobs.len()];
         for &expert in active {
             updates[expert] = self.expert_update(expert, collected, rows, losses)?;
         }
         self.optimizer.step(collected, &updates)?;
-        let learning_rates = updates.iter().map(|update| update.as_ref().map(|update| update.lr)).collect();
-        Ok(StepUpdates { norms: collected.norms.clone(), learning_rates })
+        Ok(updates.iter().map(|update| update.as_ref().map(|update| update.lr)).collect())
     }
 
     /// The learning rate of an expert's update in a step, counted from 1.
@@ -420,8 +358,8 @@ impl<'a> Pass<'a> {
     ) -> Result<Option<AdamWUpdate>> {
         let config = self.context.config;
         let (loss, norm) = (losses.experts[expert], collected.norms[expert]);
-        let divergence = self.divergence(expert, loss, norm)?;
         let progress = &mut self.progress[expert];
+        let divergence = self.divergence.of_step((expert, self.step), (loss, norm), progress)?;
         if let Some(divergence) = divergence {
             let own = rows.iter().zip(&losses.rows).filter(|(row, _)| row.expert == expert);
             let rows: Vec<(usize, f64)> = own.map(|(row, loss)| (row.index, *loss)).collect();
@@ -436,71 +374,6 @@ impl<'a> Pass<'a> {
             step: self.step + 1,
             weight_decay: config.weight_decay,
         }))
-    }
-
-    /// Validates the experts that are due, and keeps the weights of those that improved.
-    fn validate(&mut self, active: &[usize]) -> Result<Vec<(usize, f32)>> {
-        let due: Vec<usize> = active.iter().copied().filter(|&expert| self.is_due(expert)).collect();
-        if due.is_empty() {
-            return Ok(Vec::new());
-        }
-        let patches = self.trainable.patches(None)?;
-        let indexed = |&e: &usize| self.jobs[e].validation.iter().enumerate().map(move |(index, row)| (e, index, row));
-        let rows: Vec<_> = due.iter().flat_map(indexed).collect();
-        let owned: Vec<_> =
-            rows.iter().map(|&(e, index, row)| (self.trainable.validation_owner(e, index), row)).collect();
-        let PassContext { base, batch_tokens, .. } = self.context;
-        let losses = |parts: &[Range<usize>]| -> Result<Vec<f64>> {
-            let of = |part: &Range<usize>| example_losses_by_token(base, &patches, &owned[part.clone()], batch_tokens);
-            Ok(parts.iter().map(of).collect::<Result<Vec<_>>>()?.concat())
-        };
-        let not_finite = |losses: &Vec<f64>| {
-            let bad = rows.iter().zip(losses).filter(|(_, loss)| !loss.is_finite());
-            bad.map(|((e, ..), _)| e).collect::<BTreeSet<_>>().len()
-        };
-        let by_expert = equal_runs(rows.iter().map(|(e, ..)| *e));
-        let together = std::iter::once(0..rows.len()).collect();
-        let losses = isolate_non_finite(losses, not_finite, [together, by_expert])?;
-        let mut validated = Vec::new();
-        for expert in due {
-            let own: Vec<f64> =
-                rows.iter().zip(&losses).filter(|((e, ..), _)| *e == expert).map(|(_, &loss)| loss).collect();
-            let loss = (own.iter().sum::<f64>() / own.len() as f64) as f32;
-            if loss.is_finite() {
-                self.record_validation(expert, loss)?;
-                validated.push((expert, loss));
-                continue;
-            }
-            // Of several tasks, or of a random part, the number would be one among the rows of all.
-            let job = &self.jobs[expert];
-            let is_of_task = job.tasks.len() < 2 && !job.task_rows.is_empty();
-            let row = own.iter().position(|loss| !loss.is_finite()).filter(|_| is_of_task);
-            let row = row.map_or(String::new(), |row| format!(", first at row {} of its validation rows", row + 1));
-            self.progress[expert].failure = Some(format!(
-                "after step {} its validation loss was {loss}{row}; try a lower learning_rate",
-                self.step
-            ));
-        }
-        Ok(validated)
-    }
-
-    fn is_due(&self, expert: usize) -> bool {
-        let (job, config) = (&self.jobs[expert], self.context.config);
-        let Some(every) = job.eval_interval(config) else { return false };
-        let turn = self.step.is_multiple_of(every) || self.step == job.steps(config);
-        turn && self.progress[expert].failure.is_none()
-    }
-
-    fn record_validation(&mut self, expert: usize, loss: f32) -> Result<()> {
-        let progress = &mut self.progress[expert];
-        progress.validation.push((self.step, loss));
-        if progress.best.is_none_or(|(_, best)| loss < best) {
-            progress.best = Some((self.step, loss));
-            // The former values go first: there is memory for one copy.
-            self.best[expert] = None;
-            self.best[expert] = Some(self.trainable.values(expert)?);
-        }
-        Ok(())
     }
 
     /// An expert's adapter: the best validated weights, or the current ones without validation.
