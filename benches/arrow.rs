@@ -65,7 +65,7 @@ impl<'a> Decoded<'a> {
 
     /// Decodes one token of every row, and waits for the device.
     fn step(&mut self, base: &'a Base, patches: &'a Patches) {
-        if self.decoding.len(self.rows[0]) == DECODED {
+        if self.decoding.tokens_in(self.rows[0]) == DECODED {
             *self = Self::begun(base, patches, self.rows.len());
         }
         let fed: Vec<(usize, &[u32])> = self.rows.iter().map(|&row| (row, &[7][..])).collect();

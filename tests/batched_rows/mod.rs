@@ -30,7 +30,7 @@ impl Row {
         let (ids, length) = (prompt(number), 13 + number * 5 % (LONGEST - 12));
         let common = |row: &Row| {
             let common = ids[..ids.len() - 1].iter().zip(&row.ids).take_while(|(a, b)| a == b).count();
-            (common.min(decoder.len(row.sequence)), row.sequence)
+            (common.min(decoder.tokens_in(row.sequence)), row.sequence)
         };
         let sequence = match rows.iter().map(common).max() {
             Some((shared, other)) if shared > 0 && decoder.can_share(LONGEST) => {
@@ -65,7 +65,7 @@ fn decoded(base: &Base) -> Vec<Row> {
             rows.push(row);
         }
         begun = until;
-        let unread = |row: &Row| row.ids[decoder.len(row.sequence)..].to_vec();
+        let unread = |row: &Row| row.ids[decoder.tokens_in(row.sequence)..].to_vec();
         let unread: Vec<Vec<u32>> = rows.iter().map(unread).collect();
         let fed: Vec<(usize, &[u32])> = rows.iter().zip(&unread).map(|(row, ids)| (row.sequence, &ids[..])).collect();
         let logits = decoder.next_logits(&fed).unwrap().to_vec2::<f32>().unwrap();
@@ -78,7 +78,7 @@ fn decoded(base: &Base) -> Vec<Row> {
             ended.push(row);
         }
     }
-    assert!(decoder.is_empty() && decoder.free_slots() == AT_A_TIME * LONGEST, "slots are left taken");
+    assert_eq!(decoder.free_slots(), AT_A_TIME * LONGEST, "slots are left taken");
     ended
 }
 

@@ -20,7 +20,7 @@ use crate::generated_text::GeneratedText;
 use crate::growing_row::{CachedRow, GrowingRow};
 use crate::patched_model::PatchedModel;
 
-/// The fewest tokens that are worth waiting for until another row has read them.
+/// Minimum shared prefix worth waiting for, in tokens.
 const MIN_SHARED_TOKENS: usize = 16;
 
 /// The fewest tokens of a forward.
@@ -229,7 +229,7 @@ impl<'a> ContinuousBatch<'a> {
         let cached = self.rows.iter().map(|row| &row.cached).chain(&self.ended);
         for other in cached.filter(|_| self.shares) {
             let common = other.shared_with((prompt, source), &row.template);
-            let common_read = common.min(self.decoder.len(other.sequence));
+            let common_read = common.min(self.decoder.tokens_in(other.sequence));
             if common_read > read {
                 (read, sequence) = (common_read, Some(other.sequence));
             }
@@ -275,7 +275,7 @@ impl<'a> ContinuousBatch<'a> {
 /// A row's sequence, and its tokens that the decoder has not read.
 fn unread<'r>(row: &'r GrowingRow, decoder: &CachedDecoder) -> (usize, &'r [u32]) {
     let CachedRow { sequence, tokens, .. } = &row.cached;
-    (*sequence, &tokens[decoder.len(*sequence)..])
+    (*sequence, &tokens[decoder.tokens_in(*sequence)..])
 }
 
 /// Appends a token to each row by its logits, and returns what is certain of their texts.

@@ -92,7 +92,7 @@ impl<'a> CachedDecoder<'a> {
     /// # Errors
     /// If fewer than `capacity` slots are left.
     pub fn branch(&mut self, sequence: usize, capacity: usize) -> Result<usize> {
-        self.branch_at(sequence, self.len(sequence), capacity)
+        self.branch_at(sequence, self.tokens_in(sequence), capacity)
     }
 
     /// A new sequence that shares the first `tokens` tokens of `sequence`, with room for `capacity` more.
@@ -100,7 +100,7 @@ impl<'a> CachedDecoder<'a> {
     /// # Errors
     /// If `sequence` has fewer tokens, or fewer than `capacity` slots are left.
     pub fn branch_at(&mut self, sequence: usize, tokens: usize, capacity: usize) -> Result<usize> {
-        let found = self.len(sequence);
+        let found = self.tokens_in(sequence);
         if tokens > found {
             bail!("{tokens} tokens of sequence {sequence} were to be shared, which has {found}");
         }
@@ -218,11 +218,11 @@ impl<'a> CachedDecoder<'a> {
     /// before then.
     pub fn forward(&mut self, appended: &[(usize, &[u32])], precision: TokenPrecision) -> Result<Tensor> {
         self.ensure_room(appended)?;
-        self.whole_or_not_at_all(appended, |decoder| decoder.states(appended, precision))
+        self.with_rollback(appended, |decoder| decoder.states(appended, precision))
     }
 
     /// Appends to sequences; if that fails, they have the tokens of before.
-    fn whole_or_not_at_all(
+    fn with_rollback(
         &mut self,
         appended: &[(usize, &[u32])],
         append: impl FnOnce(&mut Self) -> Result<Tensor> + Send,
@@ -297,7 +297,7 @@ impl<'a> CachedDecoder<'a> {
         if let Some((index, _)) = appended.iter().find(|(_, tokens)| tokens.is_empty()) {
             bail!("no tokens were appended to sequence {index}, whose next logits were asked for");
         }
-        for &(index, tokens) in appended.iter().filter(|(index, _)| self.len(*index) == 0) {
+        for &(index, tokens) in appended.iter().filter(|(index, _)| self.tokens_in(*index) == 0) {
             if source_len(self.base, &self.sequences[index], tokens) == tokens.len() {
                 bail!(
                     "all {} tokens that were appended to sequence {index} are an encoder's, but its next logits were asked \
@@ -306,7 +306,7 @@ impl<'a> CachedDecoder<'a> {
                 );
             }
         }
-        self.whole_or_not_at_all(appended, |decoder| decoder.logits_by_precision(appended))
+        self.with_rollback(appended, |decoder| decoder.logits_by_precision(appended))
     }
 
     /// The logits after each sequence's last token, in the precision that the token has.
@@ -360,12 +360,7 @@ impl<'a> CachedDecoder<'a> {
     }
 
     /// Number of tokens in a sequence.
-    pub fn len(&self, sequence: usize) -> usize {
+    pub fn tokens_in(&self, sequence: usize) -> usize {
         self.sequences[sequence].ids.len()
-    }
-
-    /// Whether no sequence is open.
-    pub fn is_empty(&self) -> bool {
-        self.sequences.len() == self.closed.len()
     }
 }

@@ -33,7 +33,7 @@ pub struct ForwardPlan {
     query_scales: Option<Arc<[f32]>>,
 }
 
-/// The tokens that the output of a layer is wanted of.
+/// The tokens for which a layer's output is computed.
 #[derive(Clone)]
 struct OutputTokens {
     layer: usize,
@@ -94,7 +94,7 @@ impl ForwardPlan {
         self.split.as_deref()
     }
 
-    /// The same where the output of `layer` is wanted of some tokens alone: those at `indices`, ascending, which form
+    /// The same where the output of `layer` is computed for some tokens alone: those at `indices`, ascending, which form
     /// these `sequences`. After that layer's attention only they are computed.
     pub(crate) fn with_output_tokens(
         self,
@@ -126,8 +126,8 @@ impl ForwardPlan {
         self.output.as_ref().filter(|output| output.layer == layer)
     }
 
-    /// The indices of the tokens that the output of `layer` is wanted of, where it is not wanted of all: of an
-    /// encoder-decoder, among those of targets.
+    /// The indices of the tokens for which the output of `layer` is computed, if not for all: of an encoder-decoder, among
+    /// those of targets.
     pub(crate) fn output_indices(&self, layer: usize) -> Option<&Tensor> {
         self.output_of(layer).map(|output| &output.indices)
     }

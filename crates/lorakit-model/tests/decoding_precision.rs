@@ -230,7 +230,7 @@ fn a_refused_call_changes_no_sequence() {
             decoder.next_logits(refused).unwrap_err();
             decoder.forward(refused, TokenPrecision::Exact).unwrap_err();
         }
-        assert_eq!((decoder.len(long), decoder.len(short)), (0, 0));
+        assert_eq!((decoder.tokens_in(long), decoder.tokens_in(short)), (0, 0));
         decoder.next_logits(&[(long, &[5, 3])]).unwrap().squeeze(0).unwrap().to_vec1().unwrap()
     };
     let expected = next(&[]);

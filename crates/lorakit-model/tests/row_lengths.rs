@@ -122,7 +122,7 @@ fn a_failed_call_leaves_sequences_as_they_were() {
                 decoder.next_logits(&[(parent, longer)]).unwrap_err();
                 decoder.forward(&[(parent, longer)], TokenPrecision::Exact).unwrap_err();
                 patch.0.store(false, Ordering::Relaxed);
-                assert_eq!(decoder.len(parent), start);
+                assert_eq!(decoder.tokens_in(parent), start);
             }
             all.push(values(decoder.next_logits(&[(parent, &row[start..end])]).unwrap()));
         }

@@ -56,15 +56,12 @@ pub(super) fn attend_backward(
             }
         }
     }
-    let (f, shared) = (heads.features, heads.shared());
+    let f = heads.features;
     let write = |dqkv: &mut [f32]| {
         for_each_row(&layout.segments, heads.fused_width(), dqkv, |segment, token, row| {
             let (of_segment, tokens) = (&gradients[segment * heads.keys..], layout.segments[segment].queries.len());
             for (key_head, TaskGradients { q, k, v, .. }) in of_segment[..heads.keys].iter().enumerate() {
-                for local in 0..shared {
-                    let dq = head_row(q, local * tokens + token, f);
-                    head_mut(row, key_head * shared + local, f).copy_from_slice(dq);
-                }
+                heads.put_queries(q, (key_head, tokens), token, row);
                 head_mut(row, heads.queries + key_head, f).copy_from_slice(head_row(k, token, f));
                 head_mut(row, heads.queries + heads.keys + key_head, f).copy_from_slice(head_row(v, token, f));
             }
@@ -98,15 +95,12 @@ pub(super) fn attend_across_backward(
             heads.attend_backward(&task, &of_queries(heads, dy, segment, *key_head))
         })
         .collect();
-    let (f, shared) = (heads.features, heads.shared());
+    let f = heads.features;
     let of = |segment: usize| gradients[segment * heads.keys..][..heads.keys].iter().enumerate();
     let write_q = |dq: &mut [f32]| {
         for_each_row(segments, heads.queries * f, dq, |segment, token, row| {
             for (key_head, gradients) in of(segment) {
-                for local in 0..shared {
-                    let own = head_row(&gradients.q, local * segments[segment].queries.len() + token, f);
-                    head_mut(row, key_head * shared + local, f).copy_from_slice(own);
-                }
+                heads.put_queries(&gradients.q, (key_head, segments[segment].queries.len()), token, row);
             }
         });
     };
@@ -349,21 +343,28 @@ impl AttentionHeads {
 
     /// The outputs of the tasks of all segments, `[tokens, queries * features]`.
     fn assemble(&self, segments: &[AttentionSegment], outs: &[Vec<f32>]) -> Vec<f32> {
-        let (f, shared, width) = (self.features, self.shared(), self.queries * self.features);
+        let width = self.queries * self.features;
         let tokens: usize = segments.iter().map(|segment| segment.queries.len()).sum();
         let write = |y: &mut [f32]| {
             for_each_row(segments, width, y, |segment, token, row| {
                 let (outs, tokens) = (&outs[segment * self.keys..], segments[segment].queries.len());
                 for (key_head, out) in outs[..self.keys].iter().enumerate() {
-                    for local in 0..shared {
-                        let from = head_row(out, local * tokens + token, f);
-                        head_mut(row, key_head * shared + local, f).copy_from_slice(from);
-                    }
+                    self.put_queries(out, (key_head, tokens), token, row);
                 }
             });
         };
         // SAFETY: the query heads of all key heads are all columns of a row.
         unsafe { uninit_vec(tokens * width, write) }
+    }
+
+    /// Copies what a task has for the query heads of one of its `tokens`, `[shared heads][tokens, features]`, to their columns
+    /// in the token's row.
+    fn put_queries(&self, of_task: &[f32], (key_head, tokens): (usize, usize), token: usize, row: &mut [f32]) {
+        let (f, shared) = (self.features, self.shared());
+        for local in 0..shared {
+            let from = head_row(of_task, local * tokens + token, f);
+            head_mut(row, key_head * shared + local, f).copy_from_slice(from);
+        }
     }
 }
 

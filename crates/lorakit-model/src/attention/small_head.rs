@@ -241,7 +241,7 @@ impl<S: Simd> QueryBlock<S> {
         self.first = first.start / S::F32_LANES * S::F32_LANES;
         self.queries = queries;
         let (_, places) = self.keys();
-        make_places(simd, &mut self.weights, last.end.next_multiple_of(S::F32_LANES) - self.first, places);
+        resize_weights(simd, &mut self.weights, last.end.next_multiple_of(S::F32_LANES) - self.first, places);
     }
 
     /// The keys that any of the queries sees, and the place of each one's weights.
@@ -252,13 +252,13 @@ impl<S: Simd> QueryBlock<S> {
     }
 }
 
-/// Makes so many places, zero but for those that are `set` next.
+/// Resizes to `count`, zeroing all but `set`, which the caller fills.
 #[inline(always)]
-fn make_places<S: Simd>(simd: S, places: &mut Vec<S::f32s>, count: usize, set: Range<usize>) {
+fn resize_weights<S: Simd>(simd: S, weights: &mut Vec<S::f32s>, count: usize, set: Range<usize>) {
     let zero = simd.splat_f32s(0.0);
-    places.resize(count, zero);
-    places[..set.start].fill(zero);
-    places[set.end..].fill(zero);
+    weights.resize(count, zero);
+    weights[..set.start].fill(zero);
+    weights[set.end..].fill(zero);
 }
 
 impl SegmentRows<'_> {
@@ -355,7 +355,7 @@ impl<S: Simd, const GROUPS: usize> QueryHead<S, GROUPS> {
     fn backward(&mut self, simd: S, number: usize, block: &mut QueryBlock<S>, kv: &mut KeyHead<S, GROUPS>) {
         let (seen, places) = block.keys();
         let (zero, dout) = (simd.splat_f32s(0.0), *self.dout.block(number));
-        make_places(simd, &mut self.ds, block.weights.len(), places.clone());
+        resize_weights(simd, &mut self.ds, block.weights.len(), places.clone());
         let mut row_dot = zero;
         let weights = block.weights[places.clone()].iter_mut().zip(&mut self.ds[places.clone()]);
         for ((weight, ds), value) in weights.zip(kv.values.at(seen.clone())) {
