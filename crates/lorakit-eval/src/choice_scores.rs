@@ -3,7 +3,7 @@
 use crate::error::{EvalError, Result};
 use crate::patched_model::PatchedModel;
 use crate::shared_prefix::{Branch, PrefixTree, nll};
-use crate::token_batches::token_batches;
+use crate::token_batches::run_token_batches;
 use lorakit_lora::Sequence;
 use lorakit_task::{ChoiceRequest, Example, Metric, choice_requests};
 use serde::Serialize;
@@ -67,17 +67,8 @@ pub(crate) fn score_questions(
     done: &mut (dyn FnMut(usize) + Send),
 ) -> Result<Vec<Vec<ChoiceScore>>> {
     let lengths: Vec<usize> = questions.iter().map(Question::tokens).collect();
-    let mut scores = vec![Vec::new(); rows.len()];
-    let mut finished = 0;
-    let parallel = model.base.batch_parallel(batch_tokens);
-    let score = |batch: &Vec<usize>| -> Result<_> { Ok((batch.clone(), batch_scores(model, rows, questions, batch)?)) };
-    parallel.run(&token_batches(&lengths, parallel.tokens()), score, |(batch, found)| {
-        finished += batch.len();
-        batch.into_iter().zip(found).for_each(|(index, found)| scores[index] = found);
-        done(finished);
-        Ok(())
-    })?;
-    Ok(scores)
+    let score = |batch: &[usize]| batch_scores(model, rows, questions, batch);
+    run_token_batches(&model.base.batch_parallel(batch_tokens), &lengths, score, done)
 }
 
 /// The scores of the questions of one batch.

@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::patched_model::PatchedModel;
-use crate::token_batches::token_batches;
+use crate::token_batches::run_token_batches;
 use lorakit_model::{NllSum, ScoredRow};
 use lorakit_task::Example;
 
@@ -22,28 +22,20 @@ pub fn example_losses(
     done: &mut (dyn FnMut(usize) + Send),
 ) -> Result<Vec<f64>> {
     let lengths: Vec<usize> = examples.iter().map(Example::len).collect();
-    let mut losses = vec![0.0; examples.len()];
-    let mut finished = 0;
-    let parallel = model.base.batch_parallel(batch_tokens);
-    let score = |batch: &Vec<usize>| -> Result<_> { Ok((batch.clone(), batch_losses(model, examples, batch)?)) };
-    parallel.run(&token_batches(&lengths, parallel.tokens()), score, |(batch, found)| {
-        batch.iter().zip(found).for_each(|(&index, sum)| losses[index] = sum.mean());
-        finished += batch.len();
-        done(finished);
-        Ok(())
-    })?;
-    Ok(losses)
+    let score = |batch: &[usize]| batch_losses(model, examples, batch);
+    run_token_batches(&model.base.batch_parallel(batch_tokens), &lengths, score, done)
 }
 
 /// The losses of the examples of one forward.
-fn batch_losses(model: &PatchedModel, examples: &[Example], batch: &[usize]) -> Result<Vec<NllSum>> {
+fn batch_losses(model: &PatchedModel, examples: &[Example], batch: &[usize]) -> Result<Vec<f64>> {
     let prompts: Vec<&[u32]> = batch.iter().map(|&index| examples[index].prompt()).collect();
     let rows = batch.iter().zip(model.route(&prompts)?).map(|(&index, row)| ScoredRow {
         tokens: &examples[index].tokens,
         loss: &examples[index].loss,
         row,
     });
-    Ok(model.base.nll_sums(rows, model.patches, model.precision)?)
+    let sums = model.base.nll_sums(rows, model.patches, model.precision)?;
+    Ok(sums.into_iter().map(NllSum::mean).collect())
 }
 
 #[cfg(test)]

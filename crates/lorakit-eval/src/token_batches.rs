@@ -1,11 +1,37 @@
 //! Batches of at most a given number of tokens.
 
+use crate::error::Result;
+use lorakit_model::BatchParallel;
+
+/// Computes something of each item, of the given `lengths`, in batches of at most the tokens that `parallel` takes at once:
+/// `score` receives a batch's indices and returns one result for each. After each batch, `done` receives the number of
+/// finished items.
+///
+/// # Errors
+/// Those of `score`.
+pub(crate) fn run_token_batches<T: Clone + Default + Send>(
+    parallel: &BatchParallel,
+    lengths: &[usize],
+    score: impl Fn(&[usize]) -> Result<Vec<T>> + Sync,
+    done: &mut (dyn FnMut(usize) + Send),
+) -> Result<Vec<T>> {
+    let (mut results, mut finished) = (vec![T::default(); lengths.len()], 0);
+    let score = |batch: &Vec<usize>| -> Result<_> { Ok((batch.clone(), score(batch)?)) };
+    parallel.run(&token_batches(lengths, parallel.tokens()), score, |(batch, found)| {
+        finished += batch.len();
+        batch.into_iter().zip(found).for_each(|(index, found)| results[index] = found);
+        done(finished);
+        Ok(())
+    })?;
+    Ok(results)
+}
+
 /// Groups the indices of `lengths` into batches whose lengths sum to at most `budget`.
 ///
 /// The longest come first: what does not fit into memory fails at once, not after an hour, and estimates of the remaining
 /// time are pessimistic. Anything longer than the budget is a batch of its own. Since nothing is padded, mixing lengths in
 /// a batch costs nothing.
-pub(crate) fn token_batches(lengths: &[usize], budget: usize) -> Vec<Vec<usize>> {
+fn token_batches(lengths: &[usize], budget: usize) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..lengths.len()).collect();
     order.sort_by_key(|&i| std::cmp::Reverse(lengths[i]));
     let mut batches: Vec<Vec<usize>> = Vec::new();
