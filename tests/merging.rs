@@ -293,7 +293,7 @@ fn verify_repeats_every_method() {
         "core_space:inner=dare_ties",
         "tsv",
         "iso_cts",
-        "ctm:rank=3,merge=dare_linear",
+        "ctm:rank=3,inner=dare_linear",
         "lego",
     ] {
         let name = method.replace([':', '=', ','], "_");
@@ -417,7 +417,7 @@ fn experts_of_weight_zero_that_change_a_merge_are_named() {
 #[test]
 fn help_lists_all_merges() {
     let help = words("merge --help").ok().stdout;
-    let newer = ["tsv", "iso_c", "iso_cts", "ctm:merge=ties", "robust", "lego", "pico:basis=deltas"];
+    let newer = ["tsv", "iso_c", "iso_cts", "ctm:inner=ties", "robust", "lego", "pico:basis=deltas"];
     let older = ["cat", "svd:rank=largest", "ties_svd", "dare_linear", "breadcrumbs", "core_space", "knots", "wudi"];
     for method in older.into_iter().chain(newer) {
         assert!(help.contains(&format!("\n  {method}")), "{method}");

@@ -11,6 +11,9 @@ use std::fmt::{self, Display};
 
 /// The settings of a method.
 pub(crate) trait Settings: Serialize + DeserializeOwned {
+    /// Other names that settings may be typed by, with those that they are written by.
+    const ALIASES: &'static [(&'static str, &'static str)] = &[];
+
     /// Checks ranges; the error says which setting is out of range.
     fn validate(&self) -> std::result::Result<(), String> {
         Ok(())
@@ -33,19 +36,37 @@ pub(crate) fn read_over<S: Settings>(
     has: impl Fn(&str) -> bool,
     typed: Option<&str>,
 ) -> Result<S> {
+    read_pairs(method, to_pairs(defaults), has, typed_by_key::<S>(typed), |pairs| {
+        let settings = from_pairs::<S>(pairs)?;
+        settings.validate().map(|()| settings)
+    })
+}
+
+/// As [`read_over`], from pairs: `read` receives all `defaults`, with what is typed in place of some.
+pub(crate) fn read_pairs<T>(
+    method: &str,
+    defaults: std::result::Result<Pairs, String>,
+    has: impl Fn(&str) -> bool,
+    typed: Vec<(&str, &str)>,
+    read: impl FnOnce(Pairs) -> std::result::Result<T, String>,
+) -> Result<T> {
     let invalid = |problem, known| RouteError::InvalidSetting { method: method.to_owned(), problem, known };
-    let all = to_pairs(defaults).map_err(|problem| invalid(problem, String::new()))?;
+    let all = defaults.map_err(|problem| invalid(problem, String::new()))?;
     let known: Vec<&(&str, String)> = all.iter().filter(|(key, _)| has(key)).collect();
-    let typed = typed_pairs(typed);
     let outcome = given_once(&known, &typed).and_then(|()| {
         let value = |(key, default): &(&'static str, String)| {
             let typed = typed.iter().find(|(typed, _)| typed == key).filter(|_| has(key));
             (*key, typed.map_or_else(|| default.clone(), |(_, value)| (*value).to_owned()))
         };
-        let settings = from_pairs::<S>(all.iter().map(value).collect())?;
-        settings.validate().map(|()| settings)
+        read(all.iter().map(value).collect())
     });
     outcome.map_err(|problem| invalid(problem, listed(known.iter().map(|(key, default)| format!("{key}={default}")))))
+}
+
+/// The pairs of a text, by the keys that settings are written by.
+pub(crate) fn typed_by_key<S: Settings>(typed: Option<&str>) -> Vec<(&str, &str)> {
+    let key = |typed| S::ALIASES.iter().find(|(alias, _)| *alias == typed).map_or(typed, |(_, key)| *key);
+    typed_pairs(typed).into_iter().map(|(typed, value)| (key(typed), value)).collect()
 }
 
 /// The pairs of a text; a key without a value has an empty one.

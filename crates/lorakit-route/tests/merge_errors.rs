@@ -99,8 +99,9 @@ fn rejects_invalid_settings() {
     refused(parse("iso_cts:fraction=1.5"), &["fraction=1.5", "from 0 to 1"]);
     refused(parse("ctm:beta=-0.5"), &["beta=-0.5", "from 0 to 1"]);
     refused(parse("ctm:beta=NaN"), &["beta=NaN"]);
-    refused(parse("ctm:merge=tsv"), &["merge=tsv", "task_arithmetic"]);
-    refused(parse("ctm:inner=ties"), &["unknown setting `inner`", "merge=ties"]);
+    refused(parse("ctm:inner=tsv"), &["inner=tsv", "task_arithmetic"]);
+    refused(parse("ctm:merge=tsv"), &["inner=tsv", "task_arithmetic"]);
+    refused(parse("ctm:inner=ties,merge=ties"), &["inner is given twice", "inner=ties"]);
     refused(parse("core_space:merge=ties"), &["unknown setting `merge`", "inner=ties"]);
     refused(parse("core_space:beta=0.5"), &["unknown setting `beta`"]);
     refused(parse("ctm:stop=never"), &["stop=never", "converged or published"]);

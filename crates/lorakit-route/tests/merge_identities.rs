@@ -19,7 +19,7 @@ const SUMS: [&str; 7] = [
     "task_arithmetic",
     "knots:inner=task_arithmetic",
     "core_space:inner=task_arithmetic",
-    "ctm:merge=task_arithmetic,rank=full",
+    "ctm:inner=task_arithmetic,rank=full",
     "lego:rank=full",
 ];
 
@@ -48,7 +48,7 @@ const IN_DELTA_SPACE: [&str; 25] = [
     "tsv:keep=all",
     "iso_c",
     "iso_cts",
-    "ctm:merge=task_arithmetic",
+    "ctm:inner=task_arithmetic",
     "ctm:rank=2,beta=1",
 ];
 
@@ -317,10 +317,10 @@ fn experts_of_weight_zero_have_no_effect() {
     }
     assert_eq!(compared, 3 * (MERGES.len() - OF_ALL_EXPERTS.len()));
     for text in [
-        "ctm:merge=task_arithmetic",
-        "ctm:merge=task_arithmetic,beta=1,rank=2",
-        "ctm:merge=magnitude_prune",
-        "ctm:merge=dare_linear",
+        "ctm:inner=task_arithmetic",
+        "ctm:inner=task_arithmetic,beta=1,rank=2",
+        "ctm:inner=magnitude_prune",
+        "ctm:inner=dare_linear",
         "knots:inner=task_arithmetic",
         "core_space:inner=task_arithmetic",
         "knots:inner=magnitude_prune,density=1",

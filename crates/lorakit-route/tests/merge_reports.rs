@@ -110,7 +110,7 @@ fn directions_that_tsv_does_not_use_are_reported_as_lost() {
 fn ctm_retains_more_at_a_higher_rank_and_reports_it() {
     let experts = mixed();
     let retained = |rank: &str| {
-        let merged = merge(&format!("ctm:merge=task_arithmetic,beta=1,rank={rank}"), &experts, &[1.0; 3]);
+        let merged = merge(&format!("ctm:inner=task_arithmetic,beta=1,rank={rank}"), &experts, &[1.0; 3]);
         let report = merged.report.iter().find(|of| of.module == "q").unwrap().clone();
         (report.rank, report.retained)
     };

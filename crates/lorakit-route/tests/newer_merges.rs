@@ -188,7 +188,7 @@ fn ctm_matches_its_authors() {
         let tolerance = if stop == "published" { TOLERANCE } else { CONVERGED };
         let experts = oracle.experts(case, Scaled::AsWritten);
         let own = format!("rank={rank},beta={beta},stop={stop}");
-        let sum = format!("ctm:merge=task_arithmetic,{own}");
+        let sum = format!("ctm:inner=task_arithmetic,{own}");
         check(case, &experts, &sum, |of| flat(&of["delta_sum"]), tolerance);
         let merged = parse_merge(&sum).unwrap().merge(&experts, &Coefficients::ones(experts.len())).unwrap();
         for (path, of) in case["modules"].as_object().unwrap() {
@@ -202,7 +202,7 @@ fn ctm_matches_its_authors() {
             ("delta_ties_kept_exactly_quarter", 0.25),
             ("delta_ties_top25", ((0.25 * values).floor() + 1.0 + 1e-9) / values),
         ] {
-            check(case, &experts, &format!("ctm:merge=ties,density={density},{own}"), |of| flat(&of[key]), tolerance);
+            check(case, &experts, &format!("ctm:inner=ties,density={density},{own}"), |of| flat(&of[key]), tolerance);
         }
     }
     assert_eq!(cases.len(), 10);

@@ -42,7 +42,7 @@ fn fit(poly: &Poly, rows: &TrainingRows) -> Result<RouterState> {
             let examples: Vec<Example> = rows.examples()?.into_iter().map(|row| row.example).collect();
             let settings = TrainConfig {
                 max_steps: Some(poly.settings.steps),
-                routing_learning_rate: poly.settings.rate,
+                routing_learning_rate: poly.settings.learning_rate,
                 max_grad_norm: 1.0,
                 ..skills.settings.clone()
             };

@@ -85,19 +85,22 @@ pub struct SkillSettings {
     pub rows: Limit,
     /// The number of optimizer steps for the routing of a new task.
     pub steps: usize,
-    /// Their learning rate.
-    pub rate: f64,
+    /// Their learning rate. It is written as `rate`, since the hashes of fitted routers contain their texts.
+    #[serde(rename = "rate")]
+    pub learning_rate: f64,
 }
 
 impl Default for SkillSettings {
     fn default() -> Self {
-        Self { unseen: Unseen::Fit, rows: Limit::ALL, steps: 100, rate: 0.1 }
+        Self { unseen: Unseen::Fit, rows: Limit::ALL, steps: 100, learning_rate: 0.1 }
     }
 }
 
 impl Settings for SkillSettings {
+    const ALIASES: &'static [(&'static str, &'static str)] = &[("learning_rate", "rate")];
+
     fn validate(&self) -> Result<(), String> {
-        if self.steps == 0 || !(self.rate.is_finite() && self.rate > 0.0) {
+        if self.steps == 0 || !(self.learning_rate.is_finite() && self.learning_rate > 0.0) {
             return Err("steps and rate must be above zero".to_owned());
         }
         Ok(())

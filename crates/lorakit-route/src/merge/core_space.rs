@@ -5,7 +5,7 @@
 use crate::error::Result;
 use crate::library_stack::Expert;
 use crate::merge::coefficients::Coefficients;
-use crate::merge::inner_merge::{OuterMerge, OuterSettings, inner_defaults, inner_text, read_inner};
+use crate::merge::inner_merge::{inner_defaults, inner_text, read_inner};
 use crate::merge::low_rank_product::{LowRankProduct, widened_a, widened_b};
 use crate::merge::merge_method::MergeMethod;
 use crate::merge::merge_report::Merged;
@@ -14,6 +14,8 @@ use crate::merge::rank::Rank;
 use crate::merge::shared_basis::{Basis, factor_axes, input_axes, merged_in_basis, output_axes};
 use crate::merge::task_vectors::TaskVectors;
 use crate::method_info::MethodInfo;
+use crate::method_settings::Settings;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::Arc;
 
@@ -23,10 +25,10 @@ pub static CORE_SPACE: MethodInfo<dyn MergeMethod> = MethodInfo {
     aliases: &[],
     summary: "another merge in a common basis of outputs and inputs",
     link: Some("https://arxiv.org/abs/2509.17786"),
-    defaults: |_| inner_defaults(OuterMerge::CoreSpace),
+    defaults: |_| inner_defaults::<CoreSpaceSettings>(),
     parse: |name, typed| {
-        let (inner, OuterSettings { basis, rank, .. }) = read_inner(name, OuterMerge::CoreSpace, typed)?;
-        Ok(Arc::new(CoreSpace { inner, basis, rank }))
+        let (inner, settings) = read_inner(name, typed)?;
+        Ok(Arc::new(CoreSpace { inner, settings }))
     },
     version: 1,
 };
@@ -36,17 +38,31 @@ pub static CORE_SPACE: MethodInfo<dyn MergeMethod> = MethodInfo {
 pub struct CoreSpace {
     /// How the cores are merged.
     pub inner: TaskVectors,
+    /// Its own settings.
+    pub settings: CoreSpaceSettings,
+}
+
+/// The settings of [`CoreSpace`] besides those of the inner merge.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CoreSpaceSettings {
     /// How the common basis is computed.
     pub basis: Basis,
     /// The rank of the result.
     pub rank: Rank,
 }
 
+impl Default for CoreSpaceSettings {
+    fn default() -> Self {
+        Self { basis: Basis::default(), rank: Rank::Full }
+    }
+}
+
+impl Settings for CoreSpaceSettings {}
+
 impl fmt::Display for CoreSpace {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let &Self { basis, rank, .. } = self;
-        let settings = OuterSettings { basis, rank, ..OuterSettings::of(OuterMerge::CoreSpace) };
-        write!(f, "{}:{}", CORE_SPACE.name, inner_text(OuterMerge::CoreSpace, &self.inner, settings))
+        write!(f, "{}:{}", CORE_SPACE.name, inner_text(&self.inner, &self.settings))
     }
 }
 
@@ -78,7 +94,7 @@ impl MergeMethod for CoreSpace {
 
 impl CoreSpace {
     fn merge_module(&self, module: &Module) -> Result<MergedModule> {
-        let (left, right) = match self.basis {
+        let (left, right) = match self.settings.basis {
             Basis::Deltas => (output_axes(module)?, input_axes(module)?),
             Basis::Factors => factor_axes(module)?,
         };
@@ -93,6 +109,6 @@ impl CoreSpace {
         } else {
             LowRankProduct { b: left * cores, a: right.transpose().to_owned() }
         };
-        product.truncated(module, self.rank)
+        product.truncated(module, self.settings.rank)
     }
 }

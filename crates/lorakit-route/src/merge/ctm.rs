@@ -9,7 +9,7 @@
 use crate::error::Result;
 use crate::library_stack::Expert;
 use crate::merge::coefficients::Coefficients;
-use crate::merge::inner_merge::{OuterMerge, OuterSettings, inner_defaults, inner_text, read_inner};
+use crate::merge::inner_merge::{inner_defaults, inner_text, read_inner};
 use crate::merge::low_rank_product::{LowRankProduct, widened_a, widened_b};
 use crate::merge::merge_method::MergeMethod;
 use crate::merge::merge_report::{Merged, Retained};
@@ -19,7 +19,9 @@ use crate::merge::shared_basis::{input_axes, merged_in_basis, output_axes};
 use crate::merge::task_vectors::TaskVectors;
 use crate::merge::tucker::{TuckerFactors, TuckerStop, tucker_factors};
 use crate::method_info::MethodInfo;
+use crate::method_settings::Settings;
 use faer::{Mat, Scale};
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::Arc;
 
@@ -29,10 +31,10 @@ pub static CTM: MethodInfo<dyn MergeMethod> = MethodInfo {
     aliases: &[],
     summary: "compress-then-merge: another merge in the directions that keep most of all deltas at a rank",
     link: Some("https://arxiv.org/abs/2606.03723"),
-    defaults: |_| inner_defaults(OuterMerge::Ctm),
+    defaults: |_| inner_defaults::<CompressThenMergeSettings>(),
     parse: |name, typed| {
-        let (inner, OuterSettings { rank, beta, stop, .. }) = read_inner(name, OuterMerge::Ctm, typed)?;
-        Ok(Arc::new(CompressThenMerge { inner, rank, beta, stop }))
+        let (inner, settings) = read_inner(name, typed)?;
+        Ok(Arc::new(CompressThenMerge { inner, settings }))
     },
     version: 1,
 };
@@ -42,6 +44,14 @@ pub static CTM: MethodInfo<dyn MergeMethod> = MethodInfo {
 pub struct CompressThenMerge {
     /// How the cores are merged.
     pub inner: TaskVectors,
+    /// Its own settings.
+    pub settings: CompressThenMergeSettings,
+}
+
+/// The settings of [`CompressThenMerge`] besides those of the inner merge.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CompressThenMergeSettings {
     /// The rank that deltas are compressed to, of outputs and of inputs; that of the result.
     pub rank: Rank,
     /// How much an expert counts by its norm when directions are chosen, from 0 to 1.
@@ -50,11 +60,23 @@ pub struct CompressThenMerge {
     pub stop: TuckerStop,
 }
 
+impl Default for CompressThenMergeSettings {
+    fn default() -> Self {
+        Self { rank: Rank::Largest, beta: 0.25, stop: TuckerStop::default() }
+    }
+}
+
+impl Settings for CompressThenMergeSettings {
+    const ALIASES: &'static [(&'static str, &'static str)] = &[("merge", "inner")];
+
+    fn validate(&self) -> Result<(), String> {
+        if (0.0..=1.0).contains(&self.beta) { Ok(()) } else { Err(format!("beta={} must lie from 0 to 1", self.beta)) }
+    }
+}
+
 impl fmt::Display for CompressThenMerge {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let &Self { rank, beta, stop, .. } = self;
-        let settings = OuterSettings { rank, beta, stop, ..OuterSettings::of(OuterMerge::Ctm) };
-        write!(f, "{}:{}", CTM.name, inner_text(OuterMerge::Ctm, &self.inner, settings))
+        write!(f, "{}:{}", CTM.name, inner_text(&self.inner, &self.settings))
     }
 }
 
@@ -93,13 +115,13 @@ impl CompressThenMerge {
             b * (widened_a(part.update) * &right)
         };
         let cores: Vec<Mat<f64>> = module.parts.iter().map(core).collect();
-        let ranks = [left.ncols(), right.ncols()].map(|most| self.rank.at(module, most));
+        let ranks = [left.ncols(), right.ncols()].map(|most| self.settings.rank.at(module, most));
         let normalized = self.normalized(module, &cores);
         if ranks.contains(&0) || normalized.iter().all(|matrix| matrix.norm_l2() == 0.0) {
             let (b, a) = (Mat::zeros(module.output, 0), Mat::zeros(0, module.input));
             return LowRankProduct { b, a }.exact(module);
         }
-        let common = tucker_factors(module, &normalized, ranks, self.stop)?;
+        let common = tucker_factors(module, &normalized, ranks, self.settings.stop)?;
         let TuckerFactors { left: p, right: q, kept } = common;
         let compressed = cores.iter().map(|core| p.transpose() * core * &q).collect();
         let merged = merged_in_basis(&self.inner, module, compressed);
@@ -122,7 +144,8 @@ impl CompressThenMerge {
         let norms: Vec<f64> = module.parts.iter().zip(matrices).map(norm).collect();
         let count = norms.iter().filter(|norm| **norm > 0.0).count();
         let mean = norms.iter().sum::<f64>() / count.max(1) as f64;
-        let factor = |norm: f64| if norm > 0.0 { self.beta + (1.0 - self.beta) * mean / norm } else { 0.0 };
+        let factor =
+            |norm: f64| if norm > 0.0 { self.settings.beta + (1.0 - self.settings.beta) * mean / norm } else { 0.0 };
         matrices.iter().zip(norms).map(|(matrix, norm)| matrix * Scale(factor(norm))).collect()
     }
 }

@@ -1,107 +1,54 @@
-//! Settings of merges that apply an inner merge in another basis: which inner merge, its settings, and their own.
+//! Merges that apply an inner merge in another basis: which inner merge, its settings, and their own.
 
 use crate::error::Result;
 use crate::merge::consensus::SignElection;
-use crate::merge::rank::Rank;
-use crate::merge::shared_basis::Basis;
 use crate::merge::task_vector_table::{Convention, MergeSpace, TaskVectorMethod};
 use crate::merge::task_vectors::{TaskVectorSettings, TaskVectors};
-use crate::merge::tucker::TuckerStop;
-use crate::method_settings::{Settings, read_over, refused, text_of, typed_pairs};
-use crate::settings_text::{Pairs, to_pairs};
+use crate::method_settings::{Settings, read_pairs, refused, text_of, typed_by_key};
+use crate::settings_text::{Pairs, from_pairs, to_pairs};
 use serde::{Deserialize, Serialize};
 
 /// The default inner merge.
 const DEFAULT: &str = "ties";
 
-/// The merges that apply an inner merge. Their settings differ.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum OuterMerge {
-    Knots,
-    CoreSpace,
-    Ctm,
-}
-
-/// The settings of an outer merge; each has some of them.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct OuterSettings {
-    pub basis: Basis,
-    pub rank: Rank,
-    pub beta: f64,
-    pub stop: TuckerStop,
-}
-
-/// The settings of the inner merge and of the outer one.
+/// Which inner merge, with its settings. Those of the merge that applies it follow.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct InnerSettings {
-    /// The inner merge, by the key that [`OuterMerge::key`] says.
+struct InnerMergeSettings {
     inner: String,
-    merge: String,
     convention: Convention,
     density: f64,
     gamma: f64,
     sign: SignElection,
     seed: u64,
     scale: f64,
-    basis: Basis,
-    rank: Rank,
-    beta: f64,
-    stop: TuckerStop,
 }
 
-impl OuterMerge {
-    /// The key of the inner merge.
-    fn key(self) -> &'static str {
-        if self == Self::Ctm { "merge" } else { "inner" }
-    }
-
-    /// Whether the settings have `key`.
-    fn has(self, inner: &TaskVectorMethod, key: &str) -> bool {
-        match key {
-            "inner" | "merge" => key == self.key(),
-            "rank" => true,
-            "basis" => self == Self::CoreSpace,
-            "beta" | "stop" => self == Self::Ctm,
-            _ => inner.has(key),
-        }
-    }
-
-    /// The settings that it has together with an inner merge.
-    fn shown(self, settings: &InnerSettings, inner: &TaskVectorMethod) -> Result<Pairs, String> {
-        Ok(to_pairs(settings)?.into_iter().filter(|(key, _)| self.has(inner, key)).collect())
-    }
-}
-
-impl OuterSettings {
-    /// The settings at their defaults.
-    pub(super) fn of(outer: OuterMerge) -> Self {
-        let rank = if outer == OuterMerge::Ctm { Rank::Largest } else { Rank::Full };
-        Self { basis: Basis::default(), rank, beta: 0.25, stop: TuckerStop::default() }
-    }
-}
-
-impl InnerSettings {
-    fn of(inner: &str, settings: &TaskVectorSettings, outer: OuterSettings) -> Self {
+impl InnerMergeSettings {
+    fn of(inner: &str, settings: &TaskVectorSettings) -> Self {
         let TaskVectorSettings { convention, density, gamma, sign, seed, scale, .. } = *settings;
-        let OuterSettings { basis, rank, beta, stop } = outer;
-        let [inner, merge] = [inner.to_owned(), inner.to_owned()];
-        Self { inner, merge, convention, density, gamma, sign, seed, scale, basis, rank, beta, stop }
+        Self { inner: inner.to_owned(), convention, density, gamma, sign, seed, scale }
     }
 
-    /// The settings of the inner merge. The rank is that of the outer merge.
-    fn task_vectors(&self) -> TaskVectorSettings {
-        let &Self { convention, density, gamma, sign, seed, scale, rank, .. } = self;
-        TaskVectorSettings { convention, density, gamma, sign, seed, scale, rank }
+    /// The settings of the inner merge. The merge that applies it decides the rank.
+    fn task_vectors(&self, method: &TaskVectorMethod) -> TaskVectorSettings {
+        let &Self { convention, density, gamma, sign, seed, scale, .. } = self;
+        TaskVectorSettings { convention, density, gamma, sign, seed, scale, ..method.defaults() }
     }
-}
 
-impl Settings for InnerSettings {
-    fn validate(&self) -> Result<(), String> {
-        if !(0.0..=1.0).contains(&self.beta) {
-            return Err(format!("beta={} must lie from 0 to 1", self.beta));
-        }
-        self.task_vectors().validate()
+    /// All settings, those of the merge that applies it last, and the number of the inner merge's.
+    fn with_own(&self, own: &impl Serialize) -> Result<(Pairs, usize), String> {
+        let mut pairs = to_pairs(self)?;
+        let count = pairs.len();
+        pairs.extend(to_pairs(own)?);
+        Ok((pairs, count))
+    }
+
+    /// The settings that a merge with settings of its `own` has together with the inner merge `method`.
+    fn shown(&self, method: &TaskVectorMethod, own: &impl Serialize) -> Result<Pairs, String> {
+        let (pairs, count) = self.with_own(own)?;
+        let shown = pairs.into_iter().enumerate().filter(|(index, (key, _))| *index >= count || method.has(key));
+        Ok(shown.map(|(_, pair)| pair).collect())
     }
 }
 
@@ -112,37 +59,43 @@ fn method_of(inner: &str, convention: &str) -> Option<&'static TaskVectorMethod>
     found.find(|row| row.space == MergeSpace::Deltas && row.convention != Convention::Paper)
 }
 
-/// Reads the inner merge and the settings of the merge `name`.
-pub(super) fn read_inner(name: &str, outer: OuterMerge, typed: Option<&str>) -> Result<(TaskVectors, OuterSettings)> {
-    let pairs = typed_pairs(typed);
-    let value = |key: &str| pairs.iter().find(|(typed, _)| *typed == key).map(|(_, value)| *value);
-    let (inner, convention) = (value(outer.key()).unwrap_or(DEFAULT), value("convention").unwrap_or("peft"));
+/// Reads the inner merge and the merge's own settings, those of the merge `name`.
+pub(super) fn read_inner<S: Settings + Default>(name: &str, typed: Option<&str>) -> Result<(TaskVectors, S)> {
+    let typed = typed_by_key::<S>(typed);
+    let value = |key: &str| typed.iter().find(|(typed, _)| *typed == key).map(|(_, value)| *value);
+    let (inner, convention) = (value("inner").unwrap_or(DEFAULT), value("convention").unwrap_or("peft"));
     let found = method_of(inner, convention);
     let method = found.unwrap_or_else(TaskVectorMethod::ties_svd);
-    let defaults = InnerSettings::of(DEFAULT, &method.defaults(), OuterSettings::of(outer));
-    let settings = read_over(name, &defaults, |key| outer.has(method, key), typed)?;
+    let (defaults, own) = (InnerMergeSettings::of(DEFAULT, &method.defaults()), S::default());
+    let known = defaults.shown(method, &own);
+    let has = |key: &str| known.as_ref().is_ok_and(|known| known.iter().any(|(known, _)| *known == key));
+    let all = defaults.with_own(&own);
+    let count = all.as_ref().map_or(0, |(_, count)| *count);
+    let (settings, own) = read_pairs(name, all.map(|(pairs, _)| pairs), has, typed, |mut pairs| {
+        let own: S = from_pairs(pairs.split_off(count))?;
+        let settings = from_pairs::<InnerMergeSettings>(pairs)?.task_vectors(method);
+        own.validate()?;
+        settings.validate()?;
+        Ok((settings, own))
+    })?;
     if found.is_none() {
-        let key = outer.key();
         let problem = format!(
-            "{key}={inner},convention={convention} is not known; {key} is task_arithmetic, ties, dare_linear, dare_ties or \
+            "inner={inner},convention={convention} is not known; inner is task_arithmetic, ties, dare_linear, dare_ties or \
              magnitude_prune with convention=peft or mergekit, or breadcrumbs or breadcrumbs_ties with mergekit"
         );
-        return Err(refused(name, outer.shown(&defaults, method), problem));
+        return Err(refused(name, known, problem));
     }
-    let inner = TaskVectors { method, settings: settings.task_vectors() };
-    let InnerSettings { basis, rank, beta, stop, .. } = settings;
-    Ok((inner, OuterSettings { basis, rank, beta, stop }))
+    Ok((TaskVectors { method, settings }, own))
 }
 
 /// The default settings, as they are typed.
-pub(super) fn inner_defaults(outer: OuterMerge) -> String {
+pub(super) fn inner_defaults<S: Settings + Default>() -> String {
     let method = TaskVectorMethod::ties_svd();
-    let settings = InnerSettings::of(DEFAULT, &method.defaults(), OuterSettings::of(outer));
-    text_of(outer.shown(&settings, method))
+    text_of(InnerMergeSettings::of(DEFAULT, &method.defaults()).shown(method, &S::default()))
 }
 
-/// The settings of an inner merge as they are typed, with those of the outer one.
-pub(super) fn inner_text(outer: OuterMerge, inner: &TaskVectors, settings: OuterSettings) -> String {
+/// The settings of an inner merge as they are typed, with the `own` ones of the merge that applies it.
+pub(super) fn inner_text(inner: &TaskVectors, own: &impl Serialize) -> String {
     let name = inner.method.name.strip_suffix("_svd").unwrap_or(inner.method.name);
-    text_of(outer.shown(&InnerSettings::of(name, &inner.settings, settings), inner.method))
+    text_of(InnerMergeSettings::of(name, &inner.settings).shown(inner.method, own))
 }

@@ -4,7 +4,7 @@
 use crate::error::Result;
 use crate::library_stack::Expert;
 use crate::merge::coefficients::Coefficients;
-use crate::merge::inner_merge::{OuterMerge, OuterSettings, inner_defaults, inner_text, read_inner};
+use crate::merge::inner_merge::{inner_defaults, inner_text, read_inner};
 use crate::merge::low_rank_product::{LowRankProduct, widened_a, widened_b};
 use crate::merge::merge_method::MergeMethod;
 use crate::merge::merge_report::Merged;
@@ -13,6 +13,8 @@ use crate::merge::rank::Rank;
 use crate::merge::shared_basis::{merged_in_basis, output_axes};
 use crate::merge::task_vectors::TaskVectors;
 use crate::method_info::MethodInfo;
+use crate::method_settings::Settings;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::Arc;
 
@@ -22,10 +24,10 @@ pub static KNOTS: MethodInfo<dyn MergeMethod> = MethodInfo {
     aliases: &[],
     summary: "another merge in a common basis of outputs",
     link: Some("https://arxiv.org/abs/2410.19735"),
-    defaults: |_| inner_defaults(OuterMerge::Knots),
+    defaults: |_| inner_defaults::<KnotsSettings>(),
     parse: |name, typed| {
-        let (inner, OuterSettings { rank, .. }) = read_inner(name, OuterMerge::Knots, typed)?;
-        Ok(Arc::new(Knots { inner, rank }))
+        let (inner, settings) = read_inner(name, typed)?;
+        Ok(Arc::new(Knots { inner, settings }))
     },
     version: 1,
 };
@@ -35,14 +37,29 @@ pub static KNOTS: MethodInfo<dyn MergeMethod> = MethodInfo {
 pub struct Knots {
     /// How aligned deltas are merged.
     pub inner: TaskVectors,
+    /// Its own settings.
+    pub settings: KnotsSettings,
+}
+
+/// The settings of [`Knots`] besides those of the inner merge.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KnotsSettings {
     /// The rank of the result.
     pub rank: Rank,
 }
 
+impl Default for KnotsSettings {
+    fn default() -> Self {
+        Self { rank: Rank::Full }
+    }
+}
+
+impl Settings for KnotsSettings {}
+
 impl fmt::Display for Knots {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let settings = OuterSettings { rank: self.rank, ..OuterSettings::of(OuterMerge::Knots) };
-        write!(f, "{}:{}", KNOTS.name, inner_text(OuterMerge::Knots, &self.inner, settings))
+        write!(f, "{}:{}", KNOTS.name, inner_text(&self.inner, &self.settings))
     }
 }
 
@@ -80,6 +97,6 @@ impl Knots {
             basis.transpose() * b * widened_a(part.update)
         };
         let a = merged_in_basis(&self.inner, module, module.parts.iter().map(aligned).collect());
-        LowRankProduct { b: basis, a }.truncated(module, self.rank)
+        LowRankProduct { b: basis, a }.truncated(module, self.settings.rank)
     }
 }
