@@ -55,7 +55,7 @@ fn prototypes_match_up_to_sign() {
         let module = format!("model.layers.0.self_attn.{projection}");
         let library = library(&oracle, &module, width);
         let site = &library.sites()[0];
-        let found = prototypes(&library, site, &PrototypeScope::None.groups(site)).unwrap();
+        let found = prototypes(&library, site, &PrototypeScope::Projection.groups(site)).unwrap();
         for (index, (name, vector)) in library.names().iter().zip(found.vectors.chunks(site.input)).enumerate() {
             let found = library.module(index, &module).unwrap().top_singular_vector().unwrap();
             assert_eq!(found.vector, vector, "{name} {module}");

@@ -133,7 +133,7 @@ fn arrow_weights(library: &LibraryStack, x: &Tensor, top_k: usize, tie: Prototyp
 }
 
 fn scope(tie: &str) -> PrototypeScope {
-    if tie == "site" { PrototypeScope::Site } else { PrototypeScope::None }
+    if tie == "site" { PrototypeScope::Site } else { PrototypeScope::Projection }
 }
 
 fn observed(observer: Arc<dyn Observer>) -> RouterContext<'static> {
@@ -186,7 +186,7 @@ fn separate_mixing_applies_mixed_b_to_mixed_a() {
 #[test]
 fn top_1_picks_the_expert_in_the_direction_of_the_token() {
     let (library, site) = (even(), qkv());
-    let prototypes = prototypes(&library, &site, &PrototypeScope::None.groups(&site)[..1]).unwrap();
+    let prototypes = prototypes(&library, &site, &PrototypeScope::Projection.groups(&site)[..1]).unwrap();
     assert_eq!(prototypes.candidates, [(0..library.len() as u32).collect::<Vec<_>>()]);
     for (index, prototype) in prototypes.vectors.chunks(INPUT).enumerate() {
         let x = Tensor::from_slice(prototype, (1, INPUT), &Device::Cpu).unwrap();
@@ -203,7 +203,7 @@ fn an_expert_without_a_delta_is_never_chosen() {
     // An untrained expert has a random A and a zero B.
     let zero = expert("empty", [("q", low_rank(2, values(2, 2 * INPUT), vec![0.0; 16], 2.0))]);
     let both = experts([full(), zero], &qkv());
-    let found = prototypes(&both, &qkv(), &PrototypeScope::None.groups(&qkv())).unwrap();
+    let found = prototypes(&both, &qkv(), &PrototypeScope::Projection.groups(&qkv())).unwrap();
     assert_eq!(found.candidates, [vec![1], vec![], vec![]], "only `full`, and only at q");
     assert_eq!(found.vectors, both.module(1, "q").unwrap().top_singular_vector().unwrap().vector);
     let alone = experts([full()], &qkv());
@@ -269,7 +269,7 @@ fn an_observer_receives_every_choice() {
     let arrow = Arrow { top_k: Limit(2), ..Arrow::default() };
     let patches = arrow.patches(&library, &observed(recorder.clone())).unwrap();
     added(&patches, &library, &x, &SequenceBatch::packed([6]));
-    let weights = arrow_weights(&library, &x, 2, PrototypeScope::None);
+    let weights = arrow_weights(&library, &x, 2, PrototypeScope::Projection);
     let seen = recorder.0.lock().unwrap();
     assert_eq!(seen.iter().map(|s| (s.0, s.1.clone())).collect::<Vec<_>>(), [(0, 0..1), (0, 1..2), (0, 2..3)]);
     for (_, projections, experts, found) in seen.iter() {

@@ -71,7 +71,7 @@ impl Default for Arrow {
             top_k: Limit(4),
             temperature: 1.0,
             mixing: Mixing::Outputs,
-            tie: PrototypeScope::None,
+            tie: PrototypeScope::Projection,
             general: GeneralExperts::default(),
             gks: SubtractionSpace::Factors,
         }
@@ -168,7 +168,7 @@ impl Arrow {
 
     fn scope(&self) -> RoutingScope {
         match self.tie {
-            PrototypeScope::None => RoutingScope::Projection,
+            PrototypeScope::Projection => RoutingScope::Projection,
             PrototypeScope::Site => RoutingScope::Site,
         }
     }

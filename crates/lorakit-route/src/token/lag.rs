@@ -69,7 +69,7 @@ impl Router for Lag {
     fn patches(&self, experts: &LibraryStack, context: &RouterContext) -> Result<Patches> {
         subspace_patches(experts, SubspaceMeasure::Length, |(index, site, stack), subspaces, candidates| {
             // Those of the same experts.
-            let vectors = prototypes(experts, site, &PrototypeScope::None.groups(site))?.vectors;
+            let vectors = prototypes(experts, site, &PrototypeScope::Projection.groups(site))?.vectors;
             let vectors = Tensor::from_vec(vectors, (subspaces.len(), site.input), stack.device())?;
             let scored = (ExpertScorer::Shortlist { vectors, top_k: self.top_k.0, subspaces }, candidates);
             equal_weights(experts, (index, site, stack), scored, 1, context)

@@ -13,9 +13,10 @@ use std::ops::Range;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PrototypeScope {
-    /// None: each projection has its own, as in PEFT; q, k and v are routed independently.
+    /// Each projection has its own, as in PEFT; q, k and v are routed independently.
     #[default]
-    None,
+    #[serde(rename = "none")]
+    Projection,
     /// Those of a site, from its stacked B's times the common A: the papers' form, if A is tied.
     Site,
 }
@@ -24,7 +25,7 @@ impl PrototypeScope {
     /// The projections of a site, grouped by prototype.
     pub fn groups(self, site: &Site) -> Vec<Range<usize>> {
         match self {
-            Self::None => (0..site.projections.len()).map(|projection| projection..projection + 1).collect(),
+            Self::Projection => (0..site.projections.len()).map(|projection| projection..projection + 1).collect(),
             Self::Site => std::iter::once(0..site.projections.len()).collect(),
         }
     }

@@ -55,7 +55,7 @@ pub(crate) fn equal_weights(
     top_k: usize,
     context: &RouterContext,
 ) -> Result<Arc<dyn Patch>> {
-    let groups = PrototypeScope::None.groups(site);
+    let groups = PrototypeScope::Projection.groups(site);
     Ok(Arc::new(TokenRouting {
         config: TopKConfig { top_k, temperature: f32::INFINITY, input: InputNorm::Raw },
         site: index,

@@ -285,7 +285,7 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
 
-    fn gate(candidates: usize) -> TopK {
+    fn choice_among(candidates: usize) -> TopK {
         TopK {
             columns: one_run(0..candidates),
             candidates: (0..candidates as u32).collect(),
@@ -297,21 +297,21 @@ mod tests {
 
     #[test]
     fn ties_go_to_the_first_name() {
-        let chosen = gate(4).choose(&[1.0, -3.0, 3.0, -3.0], 4, 2, 1.0);
+        let chosen = choice_among(4).choose(&[1.0, -3.0, 3.0, -3.0], 4, 2, 1.0);
         assert_eq!(chosen.experts, [1, 2]);
         assert_eq!(chosen.weights, [0.5, 0.5]);
     }
 
     #[test]
     fn signed_scores_are_compared_with_their_sign() {
-        let chosen = TopK { sign: ScoreSign::Kept, ..gate(3) }.choose(&[1.0, -3.0, 2.0], 3, 2, 1.0);
+        let chosen = TopK { sign: ScoreSign::Kept, ..choice_among(3) }.choose(&[1.0, -3.0, 2.0], 3, 2, 1.0);
         assert_eq!(chosen.experts, [2, 0]);
     }
 
     #[test]
     fn nan_scores_choose_candidates_and_propagate() {
-        let gate = TopK { candidates: vec![5, 6, 7], ..gate(3) };
-        let chosen = gate.choose(&[f32::NAN; 3], 3, 2, 1.0);
+        let choice = TopK { candidates: vec![5, 6, 7], ..choice_among(3) };
+        let chosen = choice.choose(&[f32::NAN; 3], 3, 2, 1.0);
         assert_eq!(chosen.experts, [5, 6]);
         assert!(chosen.weights.iter().all(|weight| weight.is_nan()));
     }
@@ -319,7 +319,7 @@ mod tests {
     #[test]
     fn selection_agrees_with_a_stable_sort() {
         let scores: Vec<f32> = (0..600u32).map(|i| ((i * 7919 % 101) as f32 - 50.0) / 10.0).collect();
-        let chosen = gate(30).choose(&scores, 30, 5, 1.0);
+        let chosen = choice_among(30).choose(&scores, 30, 5, 1.0);
         for (row, experts) in scores.chunks(30).zip(chosen.experts.chunks(5)) {
             let mut order: Vec<u32> = (0..30).collect();
             order.sort_by(|a, b| row[*b as usize].abs().total_cmp(&row[*a as usize].abs()));
@@ -329,45 +329,45 @@ mod tests {
 
     #[test]
     fn temperature_divides_the_scores_of_the_chosen() {
-        let chosen = gate(3).choose(&[2.0, 0.0, 1.0], 3, 2, 0.5);
+        let chosen = choice_among(3).choose(&[2.0, 0.0, 1.0], 3, 2, 0.5);
         let expected = 1.0 / (1.0 + (-2.0f32).exp());
         assert!((chosen.weights[0] - expected).abs() < 1e-6, "{:?}", chosen.weights);
     }
 
     #[test]
     fn an_expert_that_is_left_out_is_no_candidate() {
-        let gate = TopK { columns: one_run(1..5), candidates: vec![4, 5, 7, 9], ..gate(4) };
+        let choice = TopK { columns: one_run(1..5), candidates: vec![4, 5, 7, 9], ..choice_among(4) };
         // The first column and the last belong to other choices.
         let scores = [8.0, 1.0, -4.0, 3.0, 2.0, 9.0];
-        let chosen = |gate: &TopK, top_k| {
-            let chosen = gate.choose(&scores, 6, top_k, 1.0);
+        let chosen = |choice: &TopK, top_k| {
+            let chosen = choice.choose(&scores, 6, top_k, 1.0);
             (chosen.experts, chosen.weights)
         };
         for (left_out, rest) in [(4, [4.0, 3.0, 2.0]), (5, [1.0, 3.0, 2.0]), (7, [1.0, 4.0, 2.0]), (9, [1.0, 4.0, 3.0])]
         {
-            let without = gate.without(left_out).unwrap();
-            let candidates: Vec<u32> = gate.candidates.iter().copied().filter(|expert| *expert != left_out).collect();
-            let alone = TopK { columns: one_run(0..3), candidates, ..gate.clone() };
+            let without = choice.without(left_out).unwrap();
+            let candidates: Vec<u32> = choice.candidates.iter().copied().filter(|expert| *expert != left_out).collect();
+            let alone = TopK { columns: one_run(0..3), candidates, ..choice.clone() };
             for top_k in [1, 2, usize::MAX] {
                 let expected = alone.choose(&rest, 3, top_k, 1.0);
                 assert_eq!(chosen(&without, top_k), (expected.experts, expected.weights), "{left_out} {top_k}");
-                let of = |gate: &TopK, scores: &[f32]| {
+                let of = |choice: &TopK, scores: &[f32]| {
                     let scores = Tensor::from_slice(scores, (1, scores.len()), &candle_core::Device::Cpu).unwrap();
-                    gate.weigh(&scores, top_k, 1.0).unwrap().to_vec2::<f32>().unwrap()
+                    choice.weigh(&scores, top_k, 1.0).unwrap().to_vec2::<f32>().unwrap()
                 };
                 assert_eq!(of(&without, &scores), of(&alone, &rest), "{left_out} {top_k}");
             }
         }
-        assert_eq!(gate.without(6).unwrap().candidates, gate.candidates);
-        let last = [4, 9, 5].into_iter().fold(gate, |gate, expert| gate.without(expert).unwrap());
+        assert_eq!(choice.without(6).unwrap().candidates, choice.candidates);
+        let last = [4, 9, 5].into_iter().fold(choice, |choice, expert| choice.without(expert).unwrap());
         assert_eq!((&last.columns, &last.candidates), (&one_run(3..4), &vec![7]));
         assert!(last.without(7).is_none());
     }
 
     #[test]
     fn groups_gather_the_tokens_of_each_expert() {
-        let chosen = gate(3).choose(&[5.0, 1.0, 0.0, 0.0, 1.0, 5.0, 5.0, 0.0, 1.0], 3, 1, 1.0);
-        let groups: Vec<TokenGroup> = TopK { first_slot: 10, ..gate(3) }.groups(&chosen, 3).collect();
+        let chosen = choice_among(3).choose(&[5.0, 1.0, 0.0, 0.0, 1.0, 5.0, 5.0, 0.0, 1.0], 3, 1, 1.0);
+        let groups: Vec<TokenGroup> = TopK { first_slot: 10, ..choice_among(3) }.groups(&chosen, 3).collect();
         assert_eq!(groups.iter().map(|g| g.expert).collect::<Vec<_>>(), [10, 12]);
         assert!(matches!(&groups[0].tokens, TokenSelection::Indices(tokens) if tokens == &[0, 2]));
         assert!(matches!(&groups[1].tokens, TokenSelection::Contiguous(run) if *run == (1..2)));
@@ -375,7 +375,7 @@ mod tests {
 
     #[test]
     fn a_device_weighs_all_candidates_if_few_or_mostly_chosen() {
-        let weighs = |candidates, tokens, top_k| gate(candidates).weighs_all(tokens, top_k);
+        let weighs = |candidates, tokens, top_k| choice_among(candidates).weighs_all(tokens, top_k);
         assert!(weighs(64, 1, 1) && weighs(256, 64, 4) && weighs(1000, 1, usize::MAX));
         assert!(!weighs(65, 1, 4) && !weighs(256, 63, 4) && !weighs(2000, 1000, 4));
     }
