@@ -42,6 +42,7 @@ mod paper_table;
 mod plots;
 mod routing_trace;
 mod scoring;
+mod selected_experts;
 mod verification;
 
 use cli::Cli;

@@ -12,6 +12,7 @@ use crate::hub::snapshot::is_cached;
 use crate::output::console::make_parent;
 use crate::output::merge_tables::MergeReport;
 use crate::output::text_table::help_entry;
+use crate::selected_experts::selected_experts;
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use lorakit_adapter::{Adapter, Library, write_expert};
@@ -181,24 +182,9 @@ impl MergeArgs {
         base: Option<(&ResolvedBase, &Base)>,
         context: &CommandContext,
     ) -> Result<MadeMerge> {
-        let experts = experts(library, &self.experts)?;
+        let experts = selected_experts(library, &self.experts)?;
         let names: Vec<String> = experts.iter().map(|expert| expert.name.clone()).collect();
         context.warn_of_differing_bases(library, &names)?;
-        if let Method::Given(merge) = &self.method
-            && let Some(warning) = merge.warning(experts.len())
-        {
-            context.warn(warning)?;
-        }
-        if let (Method::Given(merge), Some(calibration)) = (&self.method, &self.calibrate)
-            && let Some(warning) = calibration.warning(&**merge)
-        {
-            context.warn(warning)?;
-        }
-        if let Method::Given(merge) = &self.method
-            && merge.mixes_separately()
-        {
-            warn_of_seeds(&merge.to_string(), library, &experts, context)?;
-        }
         let source = MergeSource { library, experts, base };
         match &self.method {
             Method::Given(merge) => self.merge_given(&**merge, source, context),
@@ -214,9 +200,16 @@ impl MergeArgs {
     /// Merges with `--weights`, or the method's default weights.
     fn merge_given(&self, merge: &dyn MergeMethod, source: MergeSource, context: &CommandContext) -> Result<MadeMerge> {
         let MergeSource { library, experts, .. } = source;
+        let warnings = [merge.warning(experts.len()), self.calibrate.as_ref().and_then(|by| by.warning(merge))];
+        warnings.into_iter().flatten().try_for_each(|warning| context.warn(warning))?;
+        if merge.mixes_separately() {
+            warn_of_seeds(&merge.to_string(), library, &experts, context)?;
+        }
         let names: Vec<String> = experts.iter().map(|expert| expert.name.clone()).collect();
-        let given = !self.weights.is_empty();
-        let weights = if given { self.weights.clone() } else { default_weights(merge, experts.len()) };
+        let weights = match self.weights.as_slice() {
+            [] => merge.default_coefficients(experts.len()).weights().to_vec(),
+            given => given.to_vec(),
+        };
         warn_of_weights_zero(merge, &names, &weights, context)?;
         let coefficients = Coefficients::new(weights.clone());
         let merged = match &self.calibrate {
@@ -329,11 +322,6 @@ fn methods() -> String {
     )
 }
 
-/// The default weights of a merge.
-pub fn default_weights(merge: &dyn MergeMethod, experts: usize) -> Vec<f64> {
-    merge.default_coefficients(experts).weights().to_vec()
-}
-
 /// Merges, writes and reports.
 pub fn run(args: MergeArgs, context: &CommandContext) -> Result<()> {
     args.ensure_usage(context)?;
@@ -373,17 +361,6 @@ pub fn run(args: MergeArgs, context: &CommandContext) -> Result<()> {
     let report = MergeReport { out: &args.out, record: &record, experts: &experts, merged: &merged, rounding };
     let document = report.document()?;
     context.output.result(&document, || document.text(context.output.verbose))
-}
-
-/// The named experts of a library, or all.
-pub fn experts(library: &Library, wanted: &[String]) -> Result<Vec<Expert>> {
-    let names = if wanted.is_empty() { library.expert_names()? } else { wanted.to_vec() };
-    ensure!(
-        !names.is_empty(),
-        "{}: the library has no experts; `lorakit train-experts` and `lorakit library add` add some",
-        library.root().display()
-    );
-    names.into_iter().map(|name| Ok(Expert::new(name.clone(), library.adapter(&name)?))).collect()
 }
 
 /// Refuses an output folder that must not be replaced.

@@ -5,7 +5,6 @@
 //! So the adapter is merged twice, once without rounding: the difference of *that* from the unmerged adapter is compared
 //! with the noise of float32 on this base, and the effect of rounding is reported separately.
 
-use super::merge;
 use crate::args::usage::{self, bounded_count, non_negative};
 use crate::base::base_source::BaseSource;
 use crate::base::merged_base::{self, MergePrecision};
@@ -13,6 +12,7 @@ use crate::base::resolved_base::ResolvedBase;
 use crate::command_context::CommandContext;
 use crate::output::progress_bar;
 use crate::output::text_table::{ABSENT, table};
+use crate::selected_experts::selected_experts;
 use crate::verification::base_forms::{self, FormDifference};
 use crate::verification::logit_difference::{LogitDifference, NOISE_FACTOR};
 use crate::verification::merge_recipe::{MergeRecipe, TypedWeights, alone};
@@ -127,7 +127,7 @@ fn compare_forms(
     let experts = match library {
         Some(library) => {
             ensure_base(library, &base).or_else(|error| ensure_base(library, &other).map_err(|_| error))?;
-            merge::experts(library, &args.experts)?
+            selected_experts(library, &args.experts)?
         }
         None => Vec::new(),
     };
@@ -178,7 +178,7 @@ fn verify_merges(library: &Library, args: &VerifyArgs, context: &CommandContext)
     context.note_other_form(library, &base);
     let verifier = Verifier::new(&resolved, &base, args, context)?;
     let (compared, dtype) = match &args.merged {
-        None => verifier.experts(&merge::experts(library, &args.experts)?)?,
+        None => verifier.experts(&selected_experts(library, &args.experts)?)?,
         Some(folder) => verifier.folder(folder, library, args).with_context(|| folder.display().to_string())?,
     };
     let failed: Vec<&str> =

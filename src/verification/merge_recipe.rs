@@ -1,7 +1,7 @@
 //! What a merged folder should contain, by its record or as typed.
 
 use crate::command_context::CommandContext;
-use crate::commands::merge;
+use crate::selected_experts::selected_experts;
 use anyhow::{Result, bail, ensure};
 use lorakit_adapter::{Adapter, Library};
 use lorakit_fit::{MergeRecord, pluralize, read_merge_record};
@@ -44,7 +44,7 @@ impl MergeRecipe {
     ) -> Result<Self> {
         let (record, experts) = match read_merge_record(folder)? {
             _ if !typed.weights.is_empty() => {
-                let experts = merge::experts(library, typed.experts)?;
+                let experts = selected_experts(library, typed.experts)?;
                 ensure!(
                     experts.len() == typed.weights.len(),
                     "{} for {}: expected one each",
@@ -54,7 +54,7 @@ impl MergeRecipe {
                 (MergeRecord::new(Concatenation.to_string(), library, &experts, typed.weights)?, experts)
             }
             Some(record) if typed.experts.is_empty() => {
-                let experts = merge::experts(library, &record.names())?;
+                let experts = selected_experts(library, &record.names())?;
                 (record, experts)
             }
             Some(_) => bail!("--experts needs --weights; without both, the folder's record is used"),
