@@ -94,7 +94,7 @@ impl<'a> TableScores<'a> {
     /// The name of a column, and which way is better where a reader may not expect it.
     pub fn heading(&self, column: TableColumn) -> String {
         let (name, shown) = self.shown(column);
-        if shown.metric == "loss" { format!("{name} (lower is better)") } else { name.to_owned() }
+        if shown.lower_is_better() { format!("{name} (lower is better)") } else { name.to_owned() }
     }
 
     /// The number of a row.
@@ -237,7 +237,7 @@ impl<'a> TableScores<'a> {
 
 /// One where a higher value of a column is better, else minus one.
 fn sign(column: &ColumnSpec) -> f64 {
-    if column.metric == "loss" { -1.0 } else { 1.0 }
+    if column.lower_is_better() { -1.0 } else { 1.0 }
 }
 
 /// For each task of each column the best score of several runs.

@@ -57,6 +57,13 @@ pub struct ColumnSpec {
     pub digits: usize,
 }
 
+impl ColumnSpec {
+    /// Whether a lower value is better: that of a loss.
+    pub fn lower_is_better(&self) -> bool {
+        self.metric == "loss"
+    }
+}
+
 /// A row: one router over one library.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -189,7 +196,7 @@ fn ensure_columns(columns: &[ColumnSpec], mean: Option<&str>) -> Result<()> {
         );
     }
     let (losses, others): (Vec<&ColumnSpec>, Vec<&ColumnSpec>) =
-        columns.iter().partition(|column| column.metric == "loss");
+        columns.iter().partition(|column| column.lower_is_better());
     if let (Some(mean), Some(loss), Some(other)) = (mean, losses.first(), others.first()) {
         bail!(
             "`mean = \"{mean}\"`: there is no mean of `{}`, where lower is better, and `{}`, where higher is",
