@@ -105,9 +105,7 @@ impl MbcEmbedding {
         };
         Ok(Partition::new(self.similarity.names(), &labels))
     }
-}
 
-impl MbcEmbedding {
     /// Points with the distances of the rows of the cosine matrix: these rows, or for more experts than components c the
     /// rows of `E (E'E)^1/2`, `[n, c]`, where E is the embedding. The cosines are `E E'`, so two of their rows differ by
     /// `E (e_i - e_j)`, whose squared length is `(e_i - e_j)' E'E (e_i - e_j)`. Beyond a few hundred experts k-means on

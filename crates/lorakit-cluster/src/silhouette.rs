@@ -30,7 +30,7 @@ pub fn silhouettes(similarity: &Similarity, partition: &Partition) -> Vec<f64> {
 }
 
 /// The mean of [`silhouettes`].
-pub fn mean_silhouette(similarity: &Similarity, partition: &Partition) -> f64 {
+pub(crate) fn mean_silhouette(similarity: &Similarity, partition: &Partition) -> f64 {
     let all = silhouettes(similarity, partition);
     all.iter().sum::<f64>() / all.len() as f64
 }

@@ -19,7 +19,7 @@ const ROUNDING: f64 = 1e-12;
 ///
 /// # Errors
 /// If `components` is 0.
-pub fn spectral_embedding(gram: &GramMatrix, components: usize) -> Result<Vec<Vec<f64>>> {
+pub(crate) fn spectral_embedding(gram: &GramMatrix, components: usize) -> Result<Vec<Vec<f64>>> {
     if components == 0 {
         return Err(ClusterError::Setting { name: "components", value: "0".to_owned(), expected: "at least 1" });
     }

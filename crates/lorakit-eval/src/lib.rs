@@ -91,7 +91,7 @@ pub use generated_text::{FinishReason, GeneratedText};
 pub use generation::{GenerationEvent, generate};
 pub use likelihood::example_losses;
 pub use lorakit_lora::{Patches, Sequence};
-pub use metrics::exact_match::{exact_match, exact_match_by, exact_match_normalized, normalized};
+pub use metrics::exact_match::{exact_match, exact_match_by, exact_match_normalized};
 pub use metrics::rouge_l::rouge_l;
 pub use metrics::score::{Score, TaskScores};
 pub use patched_model::{PatchedModel, PromptRouting};

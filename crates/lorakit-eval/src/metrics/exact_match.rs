@@ -28,8 +28,8 @@ pub fn exact_match_by<S: AsRef<str>>(comparison: &AnswerComparison, text: &str, 
     accepted.iter().any(|answer| comparison.equal(text, answer.as_ref()))
 }
 
-/// True if the text equals one of the accepted answers after [`normalized`]: the exact match in the code of
-/// arXiv:2405.11157. Of an answer of nothing but punctuation, such as the brackets of BBH's dyck_languages, that would leave
+/// True if the text equals one of the accepted answers in lower case, without ASCII punctuation, with single spaces between
+/// words: the exact match in the code of arXiv:2405.11157. Of an answer of nothing but punctuation, such as the brackets of BBH's dyck_languages, that would leave
 /// nothing to compare: the text must equal it as [`exact_match`] says.
 ///
 /// ```
@@ -46,7 +46,7 @@ pub fn exact_match_normalized<S: AsRef<str>>(text: &str, accepted: &[S]) -> bool
 }
 
 /// The text in lower case, without ASCII punctuation, with single spaces between words.
-pub fn normalized(text: &str) -> String {
+fn normalized(text: &str) -> String {
     let bare: String = text.to_lowercase().chars().filter(|c| !c.is_ascii_punctuation()).collect();
     bare.split_whitespace().collect::<Vec<_>>().join(" ")
 }

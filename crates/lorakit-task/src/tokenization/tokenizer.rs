@@ -66,12 +66,6 @@ impl Tokenizer {
         self
     }
 
-    /// The same tokenizer, with a chat template.
-    pub fn with_chat_template(mut self, template: ChatTemplate) -> Tokenizer {
-        self.chat_template = Ok(Some(template));
-        self
-    }
-
     /// The same tokenizer, with the chat template that was found, or why it cannot be used.
     pub(crate) fn with_found_template(mut self, template: Result<Option<ChatTemplate>, String>) -> Tokenizer {
         self.chat_template = template;
