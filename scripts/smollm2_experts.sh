@@ -9,10 +9,6 @@
 #          an interrupted run can be resumed
 #
 # A seed takes an hour of processor time on cores with AVX-512, half of it on two, and four times as long on slower ones.
-# With seed 0, two machines gave these
-# mean test losses: 5.74 and 5.74 for base, 2.86 and 2.86 for uniform, 2.39 and 2.42 for arrow, 2.37 and 2.36 for
-# arrow:top_k=all, 2.18 and 2.29 for arrow:top_k=1, 1.24 and 1.21 for evidence, 1.23 and 1.20 for tp, 1.25 and 1.20 for
-# oracle: rounding moves them by about as much.
 #
 # Usage: [QUICK=1] [SEEDS="0 1 2"] scripts/smollm2_experts.sh BASE DATA OUT
 source "$(dirname "$0")/paper_run.sh"
