@@ -26,8 +26,8 @@ pub struct Interrupt {
     ends: Arc<AtomicBool>,
     /// Whether a signal came too late for its command: the next one stops at once.
     asked: AtomicBool,
-    /// What the message of an end at once says of the work that is done.
-    kept: Arc<OnceLock<String>>,
+    /// Resume hint printed when a signal ends the process.
+    resume_hint: Arc<OnceLock<String>>,
 }
 
 /// While this is alive, the first signal only sets the flag; the second ends the process.
@@ -37,21 +37,21 @@ impl Interrupt {
     /// Installs the signal handlers. Files are written under temporary names, so exiting at once leaves none incomplete.
     pub fn install() -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(true));
-        let kept = Arc::new(OnceLock::new());
+        let resume_hint = Arc::new(OnceLock::new());
         for &signal in STOPPING {
             // In this order: whether the process ends depends on the flag before this signal.
-            end_message::register(signal, &stop, &kept)
+            end_message::register(signal, &stop, &resume_hint)
                 .and_then(|()| signal_hook::flag::register_conditional_shutdown(signal, EXIT_CODE.into(), stop.clone()))
                 .and_then(|_| signal_hook::flag::register(signal, stop.clone()))
                 .context("cannot install the signal handlers")?;
         }
         handle_file_size_limit()?;
-        Ok(Self { ends: stop, asked: AtomicBool::new(false), kept })
+        Ok(Self { ends: stop, asked: AtomicBool::new(false), resume_hint })
     }
 
-    /// Lets the message of an interruption say what is kept, and how to go on. Only the first such text counts.
-    pub fn say_kept(&self, text: impl FnOnce() -> String) {
-        self.kept.get_or_init(text);
+    /// Sets the resume hint: what is kept, and how to go on. Only the first such text counts.
+    pub fn set_resume_hint(&self, text: impl FnOnce() -> String) {
+        self.resume_hint.get_or_init(text);
     }
 
     /// Makes the first signal only set the flag, which the caller polls. It is already set if a signal came too late for
@@ -87,8 +87,8 @@ mod end_message {
     use std::sync::{Arc, OnceLock};
 
     /// Prints the message at a signal that ends the process: to be registered before what ends it.
-    pub fn register(signal: i32, ends: &Arc<AtomicBool>, kept: &Arc<OnceLock<String>>) -> std::io::Result<()> {
-        let (ends, kept) = (ends.clone(), kept.clone());
+    pub fn register(signal: i32, ends: &Arc<AtomicBool>, resume_hint: &Arc<OnceLock<String>>) -> std::io::Result<()> {
+        let (ends, resume_hint) = (ends.clone(), resume_hint.clone());
         // On a terminal the cursor is behind `^C`, a progress bar or generated text.
         let start = if stderr().is_terminal() { "\n" } else { "" };
         let print = move || {
@@ -97,7 +97,7 @@ mod end_message {
             }
             write(start);
             write("interrupted");
-            if let Some(text) = kept.get() {
+            if let Some(text) = resume_hint.get() {
                 write(": ");
                 write(text);
             }
@@ -162,8 +162,8 @@ mod tests {
 
     #[test]
     fn a_late_signal_stops_the_next_stage() {
-        let (ends, kept) = (Arc::new(AtomicBool::new(true)), Arc::default());
-        let interrupt = Interrupt { ends, asked: AtomicBool::new(false), kept };
+        let (ends, resume_hint) = (Arc::new(AtomicBool::new(true)), Arc::default());
+        let interrupt = Interrupt { ends, asked: AtomicBool::new(false), resume_hint };
         let first = interrupt.hold();
         assert!(!first.load(Ordering::Relaxed));
         drop(first);

@@ -193,7 +193,7 @@ impl GenerateRun<'_> {
                 written = file.add(index, text);
                 if file.has_rows() {
                     let path = path.display();
-                    self.context.interrupt.say_kept(|| {
+                    self.context.interrupt.set_resume_hint(|| {
                         format!("finished rows are in {path}; the same command begins again and replaces them")
                     });
                 }

@@ -99,7 +99,7 @@ impl EvalRun<'_> {
     fn keep(&mut self, router: &str, task: &str, scores: &TaskScores) -> Result<()> {
         self.store.keep(router, task, scores)?;
         if let Some(folder) = self.store.folder() {
-            self.context.interrupt.say_kept(|| {
+            self.context.interrupt.set_resume_hint(|| {
                 format!(
                     "finished scores are in {}; evaluate the other routers and tasks with the same --out to add theirs",
                     folder.join("results.json").display()

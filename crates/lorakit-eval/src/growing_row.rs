@@ -89,7 +89,7 @@ impl<'a> GrowingRow<'a> {
     /// If that fails, because a logit is NaN, the row ends; the other rows can still be finished.
     pub fn grow(&mut self, logits: &[f32]) -> String {
         match self.choose(logits) {
-            Ok(()) => self.text.take_certain(),
+            Ok(()) => self.text.take_stable(),
             Err(source) => {
                 self.failure = Some(EvalError::Prompt { prompt: self.prompt, source: Box::new(source) });
                 String::new()

@@ -53,8 +53,8 @@ impl<'a> StopText<'a> {
         Ok(())
     }
 
-    /// Text that is certain and was not emitted yet.
-    pub fn take_certain(&mut self) -> String {
+    /// Stable text that was not emitted yet.
+    pub fn take_stable(&mut self) -> String {
         let held = if self.decoder.is_some() { self.held() } else { 0 };
         let range = self.emitted..self.text.len() - held;
         self.emitted = range.end;
@@ -141,13 +141,13 @@ mod tests {
         let mut given = Vec::new();
         for piece in pieces {
             let ended = text.append(piece);
-            given.push(text.take_certain());
+            given.push(text.take_stable());
             if ended {
                 return (given, text.into_text(), true);
             }
         }
         text.finish().unwrap();
-        given.push(text.take_certain());
+        given.push(text.take_stable());
         (given, text.into_text(), false)
     }
 
@@ -170,13 +170,13 @@ mod tests {
         let mut emitted = String::new();
         for (i, &token) in tokens.iter().enumerate() {
             let ended = text.push(token).unwrap();
-            emitted += &text.take_certain();
+            emitted += &text.take_stable();
             if ended {
                 return (emitted, text.into_text(), i + 1);
             }
         }
         text.finish().unwrap();
-        (emitted + &text.take_certain(), text.into_text(), tokens.len())
+        (emitted + &text.take_stable(), text.into_text(), tokens.len())
     }
 
     fn both(text: &str, count: usize) -> (String, String, usize) {

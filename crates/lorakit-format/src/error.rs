@@ -18,7 +18,7 @@ pub enum FormatError {
         /// The error of the operating system.
         source: io::Error,
     },
-    /// The system has not as much memory as is needed at once.
+    /// Memory allocation failed.
     #[error("cannot allocate {bytes} bytes of memory")]
     Memory {
         /// How much.

@@ -1,4 +1,4 @@
-//! Locks among machines whose shared file system passes no locks between them.
+//! Lease-based locks for shared file systems without cross-machine flock.
 //!
 //! Each acquisition creates a file of the next number, `.lease-EPOCH`, which only one process can create. Its holder
 //! rewrites it several times per lease time. A process that waits and sees the same text for a whole lease time, by its own

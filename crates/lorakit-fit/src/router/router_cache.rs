@@ -13,7 +13,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
-/// The least time that a state waits to be written: single changes of other processes take moments.
+/// Minimum lock wait before giving up on caching a state: single changes of other processes take moments.
 const MIN_WAIT: Duration = Duration::from_secs(1);
 
 /// Everything that decides a router's state.

@@ -91,7 +91,7 @@ impl<'v> IncrementalDecoder<'v> {
         Ok(decoder)
     }
 
-    /// Adds a token and returns the text that is now certain; None if that is none.
+    /// Adds a token and returns newly stable text, if any.
     ///
     /// # Errors
     /// As [`Tokenizer::decode`].
