@@ -5,6 +5,7 @@
 //! named by its card or by the files' names, as in Hugging Face's `datasets`. Of a large dataset the Hub converts only the
 //! first part (`CONFIG/partial-SPLIT`), which is never used.
 
+use super::glob;
 use super::hub_failure::HubFailure;
 use super::repository::{Repository, RepositoryKind};
 use super::snapshot::{NeededFiles, RemoteSnapshot, snapshot};
@@ -233,7 +234,7 @@ fn named_by_card(entries: &[Value], files: &[&str], name: &str) -> Result<Splits
             Value::Array(paths) => paths.iter().filter_map(Value::as_str).collect(),
             path => path.as_str().into_iter().collect(),
         };
-        let fits = |file: &&&str| patterns.iter().any(|pattern| fits(pattern, file));
+        let fits = |file: &&&str| patterns.iter().any(|pattern| glob::matches(pattern, file));
         splits.entry(split).or_default().extend(files.iter().filter(fits).map(|file| (**file).to_owned()));
     }
     ensure!(
@@ -288,18 +289,6 @@ fn split_of(name: &str) -> Option<&'static str> {
     let words = name.split(|c: char| !c.is_ascii_alphabetic()).map(str::to_lowercase);
     let split = |word: String| WORDS.iter().find(|(_, words)| words.contains(&word.as_str())).map(|(split, _)| *split);
     words.filter_map(split).next_back()
-}
-
-/// Whether a path has the form of a pattern, in which `*` stands for text without slashes and `**` for any text.
-fn fits(pattern: &str, path: &str) -> bool {
-    let Some((first, rest)) = pattern.split_once('*') else { return pattern == path };
-    let Some(path) = path.strip_prefix(first) else { return false };
-    let (rest, deep) = match rest.strip_prefix('*') {
-        Some(rest) => (rest.strip_prefix('/').unwrap_or(rest), true),
-        None => (rest, false),
-    };
-    let ends = path.char_indices().map(|(at, _)| at).chain([path.len()]);
-    ends.take_while(|&at| deep || !path[..at].contains('/')).any(|at| fits(rest, &path[at..]))
 }
 
 /// The paths of the files below a folder, within it.
@@ -398,7 +387,7 @@ mod tests {
             {"config_name": "a", "data_files": [{"split": "train", "path": "a/*.jsonl"}, {"split": "test", "path": ["t.jsonl"]}]},
             {"config_name": "b", "data_files": "deep/**/x.jsonl", "default": true},
         ]});
-        let files = ["a/1.jsonl", "a/b/2.jsonl", "t.jsonl", "deep/x.jsonl", "deep/er/x.jsonl"];
+        let files = ["a/1.jsonl", "a/b/2.jsonl", "t.jsonl", "deep/x.jsonl", "deep/er/x.jsonl", "deep/er/ax.jsonl"];
         assert_eq!(choose(Some("a"), &files, card.clone()).unwrap(), ["test: t.jsonl", "train: a/1.jsonl"]);
         assert_eq!(choose(None, &files, card.clone()).unwrap(), ["train: deep/er/x.jsonl deep/x.jsonl"]);
         assert!(choose(Some("c"), &files, card).unwrap_err().to_string().contains("there are a, b"));

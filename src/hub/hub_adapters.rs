@@ -1,6 +1,7 @@
 //! The files of adapters on the Hub: `hub:ORG/NAME[@REV][/FOLDER]`, and `hub:ORG/PATTERN` for all that match.
 
 use super::client::HubClient;
+use super::glob;
 use super::repository::{Repository, RepositoryKind};
 use super::snapshot::{NeededFiles, RemoteSnapshot, snapshot};
 use crate::command_context::CommandContext;
@@ -48,22 +49,15 @@ fn matching(spec: &str) -> Result<Vec<Repository>> {
     // The Hub searches for a text within names: the longest of the pattern narrows the list most.
     let text = pattern.split('*').max_by_key(|text| text.len()).unwrap_or_default();
     let names = HubClient::new().search(organization, text).with_context(|| format!("hub:{spec}"))?;
-    let own =
-        |name: &&String| name.split_once('/').is_some_and(|(by, own)| by == organization && matches(pattern, own));
+    let own = |name: &&String| {
+        name.split_once('/').is_some_and(|(by, own)| by == organization && glob::matches(pattern, own))
+    };
     let mut names: Vec<&String> = names.iter().filter(own).collect();
     names.sort();
     names.dedup();
     ensure!(!names.is_empty(), "hub:{spec}: the Hub has no model repository of that name; check the pattern");
     let repository = |name: &&String| Repository { kind: RepositoryKind::Model, name: (*name).clone(), revision: None };
     Ok(names.iter().map(repository).collect())
-}
-
-/// Whether `name` has the form of `pattern`, where `*` stands for any text.
-fn matches(pattern: &str, name: &str) -> bool {
-    let Some((first, rest)) = pattern.split_once('*') else { return pattern == name };
-    let Some(name) = name.strip_prefix(first) else { return false };
-    let ends = name.char_indices().map(|(at, _)| at).chain([name.len()]);
-    ends.into_iter().any(|at| matches(rest, &name[at..]))
 }
 
 /// The files of an adapter in a folder of a repository.
@@ -132,17 +126,5 @@ mod tests {
         assert_eq!(absent_shard(&names(&["adapter_model.bin"])), None);
         assert_eq!(absent_shard(&[shard(1), shard(3)]), Some(shard(2)));
         assert_eq!(absent_shard(&[shard(3), shard(1), shard(2)]), None);
-    }
-
-    #[test]
-    fn a_star_stands_for_any_text() {
-        for (pattern, name) in
-            [("*", "x"), ("*task1*", "a_task1"), ("*task1*", "task12-b"), ("a*c", "abc"), ("a**c", "ac")]
-        {
-            assert!(matches(pattern, name), "{pattern} {name}");
-        }
-        for (pattern, name) in [("*task1*", "task2"), ("a*c", "abcd"), ("abc", "ab"), ("*b", "abc")] {
-            assert!(!matches(pattern, name), "{pattern} {name}");
-        }
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod dataset_files;
+pub mod glob;
 pub mod hub_adapters;
 pub mod hub_environment;
 pub mod hub_failure;
