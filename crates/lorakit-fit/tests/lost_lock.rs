@@ -1,10 +1,10 @@
 //! A process that is suspended may lose the lock of a library, and changes nothing when it goes on.
 #![allow(clippy::unwrap_used)]
 
-use lorakit_adapter::Library;
+use lorakit_adapter::{Adapter, Library, LibraryLock, LowRank, Matrix};
 use lorakit_fit::cluster::two_stage_mbc;
 use lorakit_fit::training::TrainContext;
-use lorakit_fit::{Reporter, TrainingHooks};
+use lorakit_fit::{FitError, Reporter, TrainingHooks};
 use lorakit_model::{Base, BaseOptions};
 use lorakit_task::{Task, Tokenizer};
 use lorakit_train::TrainConfig;
@@ -29,6 +29,41 @@ impl Reporter for Successor {
     fn training(&self) -> TrainingHooks<'_> {
         TrainingHooks { stop: Box::new(Box::new(AtomicBool::new(false))), on_event: Box::new(|_| ()) }
     }
+}
+
+/// A library whose lock, a lease, another process has taken over, opened for a base that is not recorded.
+fn taken_over(root: &Path) -> (Library, LibraryLock) {
+    let pico = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../src/pico");
+    let base = Base::open(&pico, &BaseOptions::default()).unwrap();
+    let library = Library::open_or_create(root, Some(base.identity())).unwrap();
+    fs::write(root.join(".lease"), "60\n").unwrap();
+    let lock = library.lock().unwrap();
+    fs::write(root.join(".lease-99"), "process 1 on another machine\n").unwrap();
+    (library.guarded_by(&[&lock]), lock)
+}
+
+#[test]
+fn an_addition_leaves_that_of_another_process_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let (library, _lock) = taken_over(&folder.path().join("library"));
+    let adding = library.root().join(".adding.json");
+    fs::write(&adding, "[\"theirs\"]").unwrap();
+    let matrix = |rows: usize, columns: usize| Matrix::new(rows, columns, vec![1.0; rows * columns]).unwrap();
+    let update = LowRank::new(matrix(1, 2), matrix(3, 1), 1.0).unwrap();
+    let adapter = Adapter::new([("layers.0.q_proj".to_owned(), update)].into());
+    let message = FitError::from(library.add("ours", &adapter, None).unwrap_err()).chain();
+    assert!(message.contains("taken over by process 1 on another machine"), "{message}");
+    assert_eq!(fs::read_to_string(&adding).unwrap(), "[\"theirs\"]");
+    assert!(!library.contains("ours"));
+}
+
+#[test]
+fn no_base_is_recorded_after_a_takeover() {
+    let folder = tempfile::tempdir().unwrap();
+    let (library, _lock) = taken_over(&folder.path().join("library"));
+    let message = FitError::from(library.record_base().unwrap_err()).chain();
+    assert!(message.contains("taken over by process 1 on another machine"), "{message}");
+    assert_eq!(library.recorded_base().unwrap(), None);
 }
 
 #[test]

@@ -177,12 +177,15 @@ impl Library {
     /// Records the base that the library was opened for, if none is recorded yet. Adding an expert or a model does so.
     ///
     /// # Errors
-    /// If another base was recorded in the meantime, or library.json cannot be written.
+    /// If another base was recorded in the meantime, another process has taken over, or library.json cannot be written.
     pub fn record_base(&self) -> Result<()> {
         let Some(given) = &self.index.base else { return Ok(()) };
         match self.recorded_base()? {
             Some(own) => own.ensure_same(given).within(|| format!("the library {}", self.root.display())),
-            None => write_json(&self.root.join(INDEX_FILE), &self.index),
+            None => {
+                self.ensure_held()?;
+                write_json(&self.root.join(INDEX_FILE), &self.index)
+            }
         }
     }
 

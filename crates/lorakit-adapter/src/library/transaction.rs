@@ -151,11 +151,13 @@ impl Library {
                 return Err(AdapterError::ExpertExists { root: self.root().to_owned(), name: (*name).to_owned() });
             }
         }
+        // The file of the process that has taken over, if one has, must stay.
+        self.ensure_held()?;
         write_json(&self.root().join(ADDING_FILE), &names)?;
         let added = experts.iter().try_for_each(|(name, adapter, record)| self.insert(name, adapter, *record));
         // Before the addition is complete: no expert may be left without its base.
         match added.and_then(|()| self.record_base()) {
-            Ok(()) => Ok(fs::remove_file(self.root().join(ADDING_FILE))?),
+            Ok(()) => self.remove_adding_file(),
             Err(error) => {
                 // The first error is the one to report; what cannot be removed now will be at the next lock.
                 let _ = self.rollback();
@@ -174,6 +176,12 @@ impl Library {
         for name in names.iter().filter(|name| self.contains(name)) {
             self.remove(name)?;
         }
-        Ok(fs::remove_file(file)?)
+        self.remove_adding_file()
+    }
+
+    /// Ends an addition, unless another process has taken over: the file is then of its own addition.
+    fn remove_adding_file(&self) -> Result<()> {
+        self.ensure_held()?;
+        Ok(fs::remove_file(self.root().join(ADDING_FILE))?)
     }
 }
