@@ -82,8 +82,7 @@ impl Lease {
         watch: &mut LeaseWatch,
     ) -> Result<Option<(Self, bool)>, FormatError> {
         let last = last_epoch(folder)?;
-        // Between listing and reading, a new holder may have removed it.
-        let text = fs::read_to_string(path(folder, last)).unwrap_or_default();
+        let text = read_lease(&path(folder, last))?;
         let after_crash = last > 0 && !text.starts_with(RELEASED);
         if after_crash && !watch.is_expired(last, text, expires) {
             return Ok(None);
@@ -175,6 +174,17 @@ fn owner() -> String {
     let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
     format!("process {} on {}, lease {started:x}", std::process::id(), host.trim())
+}
+
+/// The text of a lease; empty where there is none. Between listing and reading, a new holder may have removed it. One that
+/// cannot be read is no silent holder's: it would be taken over from one that is alive.
+fn read_lease(path: &Path) -> Result<String, FormatError> {
+    match fs::read_to_string(path) {
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::StaleNetworkFileHandle) => {
+            Ok(String::new())
+        }
+        text => text.map_err(FormatError::io(path, "read")),
+    }
 }
 
 fn path(folder: &Path, epoch: u64) -> PathBuf {
@@ -298,6 +308,18 @@ mod tests {
         });
         let taken = held.iter().filter(|held| held.ensure_held().is_ok()).count();
         assert_eq!(taken, 1);
+    }
+
+    #[test]
+    fn a_lease_that_cannot_be_read_is_not_taken_over() {
+        let folder = tempfile::tempdir().unwrap();
+        // Not even root can read a folder as a file.
+        fs::create_dir(path(folder.path(), 1)).unwrap();
+        let mut watch = LeaseWatch::default();
+        for _ in 0..2 {
+            let error = Lease::try_acquire(folder.path(), Duration::ZERO, &mut watch).unwrap_err();
+            assert!(error.to_string().contains(".lease-1: cannot be read"), "{error}");
+        }
     }
 
     #[test]
