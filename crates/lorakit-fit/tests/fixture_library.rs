@@ -138,7 +138,7 @@ impl Reporter for Said {
     }
 
     fn warn(&self, text: &str) {
-        panic!("{text}");
+        self.0.borrow_mut().push(text.to_owned());
     }
 
     fn training(&self) -> TrainingHooks<'_> {
@@ -158,4 +158,26 @@ fn fitted_weights_are_reported_under_the_router_s_name() {
     let said = said.0.take();
     assert_eq!(said.len(), 2, "{said:?}");
     assert!(said.iter().all(|text| text.starts_with("cat: ")), "{said:?}");
+}
+
+#[test]
+fn rows_are_tokenized_once_for_a_fit() {
+    let (base, folder) = (pico(), tempfile::tempdir().unwrap());
+    let root = folder.path().join("library");
+    copy(&repository("tests/fixtures/library_0.1"), &root);
+    let library = OpenLibrary::open(&root, &base, &[]).unwrap();
+    let task = |name: &str| {
+        let path = folder.path().join(format!("{name}.jsonl"));
+        let row = format!("{{\"input\": \"{}\", \"output\": \"b\"}}\n", "a".repeat(300));
+        fs::write(&path, row.repeat(4)).unwrap();
+        Task::load(path.to_str().unwrap(), None).unwrap().remove(0)
+    };
+    let tasks = ["join_dash", "shift_up1"].map(task);
+    for router in ["retrieve:rows=2", "evidence:rows=2,temperature=0.1,fallback=base", "tp:rows=2", "cm:rows=2"] {
+        let (said, fits) = (Said::default(), Fits::default());
+        let context = FitContext { reporter: &said, tasks: &tasks, ..context(&base, &library, &fits) };
+        build_router(&context, &*parse_router(router).unwrap(), None, None).unwrap();
+        let said = said.0.take();
+        assert_eq!(said.iter().filter(|text| text.contains("longer than the base's")).count(), 1, "{router}: {said:?}");
+    }
 }

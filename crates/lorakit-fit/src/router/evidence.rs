@@ -4,7 +4,7 @@
 use super::lowest_loss::of_lowest_loss;
 use super::prompt_routing::BasePromptRouting;
 use super::router_fit::{RouterFit, as_kind};
-use super::training_rows::{BATCH_TOKENS, TrainingRow, TrainingRows};
+use super::training_rows::{BATCH_TOKENS, TrainingRow, TrainingRows, prompt_batches, tasks_and_experts};
 use crate::error::{FitError, Result};
 use lorakit_eval::{PatchedModel, PromptRouting, example_losses};
 use lorakit_lora::{Patches, Sequence};
@@ -70,12 +70,10 @@ fn chosen(evidence: &Evidence, rows: &TrainingRows, state: &RouterState) -> Resu
 /// The responses of every expert to the prompts.
 fn responses(evidence: &Evidence, rows: &TrainingRows) -> Result<TaskResponses> {
     let responses = ResponseProbe::new(rows.experts(), evidence.measure)?;
-    let mut prompts = TaskResponses::default();
-    for row in rows.examples()? {
-        prompts.experts.resize(row.task + 1, row.expert.ok_or(FitError::RowWithoutExpert)?);
-        prompts.tasks.push(row.task);
-    }
-    for packed in rows.prompts()? {
+    let examples = rows.examples()?;
+    let (tasks, experts) = tasks_and_experts(&examples)?;
+    let mut prompts = TaskResponses { responses: Vec::new(), tasks, experts };
+    for packed in prompt_batches(&examples) {
         let (pass, base) = (responses.start(), rows.base());
         base.hidden_states(packed.ids(), &base.plan(packed.sequences()), &pass.patches())?;
         for (at, (site, responses)) in pass.responses().into_iter().enumerate() {

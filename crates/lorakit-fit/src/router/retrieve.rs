@@ -1,8 +1,8 @@
 //! The fit of `retrieve`: mean hidden states of the base over the prompts of each task.
 
 use super::router_fit::{RouterFit, as_kind};
-use super::training_rows::TrainingRows;
-use crate::error::{FitError, Result};
+use super::training_rows::{TrainingRows, prompt_batches, tasks_and_experts};
+use crate::error::Result;
 use lorakit_route::prompt::task_predictor::mean_hidden;
 use lorakit_route::{Retrieve, Router, RouterState};
 
@@ -17,13 +17,10 @@ impl RouterFit for RetrieveFit {
 
 /// Embeds the prompts, in the order of the rows.
 fn fit(rows: &TrainingRows) -> Result<RouterState> {
-    let (mut tasks, mut experts_of_tasks) = (Vec::new(), Vec::new());
-    for row in rows.examples()? {
-        experts_of_tasks.resize(row.task + 1, row.expert.ok_or(FitError::RowWithoutExpert)?);
-        tasks.push(row.task);
-    }
+    let examples = rows.examples()?;
+    let (tasks, experts_of_tasks) = tasks_and_experts(&examples)?;
     let (base, mut embeddings) = (rows.base(), Vec::with_capacity(tasks.len()));
-    for packed in rows.prompts()? {
+    for packed in prompt_batches(&examples) {
         let hidden = base.hidden_states(packed.ids(), &base.plan(packed.sequences()), &Default::default())?;
         let of_batch = mean_hidden(&packed.sequences(), &hidden)?;
         embeddings.extend(of_batch.chunks_exact(hidden.dim(1)?).map(<[f32]>::to_vec));

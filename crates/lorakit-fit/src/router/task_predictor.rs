@@ -1,7 +1,7 @@
 //! The fit of `tp`: a multinomial logistic regression on the base's hidden states of prompts.
 
 use super::router_fit::{RouterFit, as_kind};
-use super::training_rows::TrainingRows;
+use super::training_rows::{TrainingRows, prompt_batches};
 use crate::error::{FitError, Result};
 use candle_core::{D, Device, Tensor, Var};
 use lorakit_adapter::Matrix;
@@ -28,7 +28,7 @@ impl RouterFit for TaskPredictorFit {
 fn fit(rows: &TrainingRows) -> Result<RouterState> {
     let base = rows.base();
     let (mut features, mut classes) = (Vec::new(), Vec::new());
-    for packed in rows.prompts()? {
+    for packed in prompt_batches(&rows.examples()?) {
         let hidden = base.hidden_states(packed.ids(), &base.plan(packed.sequences()), &Default::default())?;
         features.extend(mean_hidden(&packed.sequences(), &hidden)?);
         for row in packed.sequences().iter() {

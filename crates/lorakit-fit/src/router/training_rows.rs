@@ -320,26 +320,33 @@ impl<'a> TrainingRows<'a> {
         }
         Ok(examples)
     }
+}
 
-    /// The prompts of the same rows, packed for forward passes of bounded size. Each row names its expert.
-    ///
-    /// # Errors
-    /// As [`TrainingRows::examples`].
-    pub fn prompts(&self) -> Result<Vec<TokenBatch>> {
-        let mut batches = vec![TokenBatch::default()];
-        for TrainingRow { expert, example, .. } in self.examples()? {
-            if batches
-                .last()
-                .is_some_and(|last| !last.is_empty() && last.ids().len() + example.prompt_len > BATCH_TOKENS)
-            {
-                batches.push(TokenBatch::default());
-            }
-            if let Some(last) = batches.last_mut() {
-                last.push(example.prompt(), &[], expert);
-            }
+/// The prompts of rows, packed for forward passes of bounded size. Each names its row's expert.
+pub(super) fn prompt_batches(rows: &[TrainingRow]) -> Vec<TokenBatch> {
+    let mut batches = vec![TokenBatch::default()];
+    for TrainingRow { expert, example, .. } in rows {
+        if batches.last().is_some_and(|last| !last.is_empty() && last.ids().len() + example.prompt_len > BATCH_TOKENS) {
+            batches.push(TokenBatch::default());
         }
-        Ok(batches)
+        if let Some(last) = batches.last_mut() {
+            last.push(example.prompt(), &[], *expert);
+        }
     }
+    batches
+}
+
+/// The task of each row, and the expert of each task.
+///
+/// # Errors
+/// If a row has no expert.
+pub(super) fn tasks_and_experts(rows: &[TrainingRow]) -> Result<(Vec<usize>, Vec<usize>)> {
+    let (mut tasks, mut experts) = (Vec::with_capacity(rows.len()), Vec::new());
+    for row in rows {
+        experts.resize(row.task + 1, row.expert.ok_or(FitError::RowWithoutExpert)?);
+        tasks.push(row.task);
+    }
+    Ok((tasks, experts))
 }
 
 /// Tokens of a forward pass at most, unless a single row has more.
