@@ -42,13 +42,19 @@ struct Earlier {
 }
 
 impl Earlier {
-    /// The configurations of all results of a file that are not those of the run `now`.
-    fn of(file: &mut Results, now: &Results) -> Vec<Self> {
+    /// The configurations of all results of a file that are not those of the run `now`; errors name its `path`.
+    fn of(file: &mut Results, path: &Path, now: &Results) -> Result<Vec<Self>> {
         let earlier = file.config.as_object_mut().and_then(|config| config.remove(EARLIER));
-        let mut all: Vec<Self> = earlier.and_then(|earlier| serde_json::from_value(earlier).ok()).unwrap_or_default();
+        let mut all: Vec<Self> = earlier.map_or(Ok(Vec::new()), serde_json::from_value).with_context(|| {
+            format!(
+                "{}: `config.{EARLIER}` cannot be read as the configurations of earlier results; move the file, or use \
+                 another --out",
+                path.display()
+            )
+        })?;
         // Another part of the same run, or one that was interrupted.
         if (&file.config, &file.versions) == (&now.config, &now.versions) {
-            return all;
+            return Ok(all);
         }
         let known = |router: &str, task: &String| all.iter().any(|results| results.has(router, task));
         let mut results = BTreeMap::new();
@@ -57,7 +63,7 @@ impl Earlier {
             results.insert(router.to_owned(), own);
         }
         all.push(Self { config: file.config.take(), versions: file.versions.take(), results });
-        all
+        Ok(all)
     }
 
     fn has(&self, router: &str, task: &String) -> bool {
@@ -92,10 +98,11 @@ impl ResultsStore {
         };
         let samples = if place.log_samples { SampleFiles::new(routers, tasks)? } else { SampleFiles::default() };
         make_folder(folder)?;
-        let mut file = read_existing(&folder.join("results.json"))?;
+        let path = folder.join("results.json");
+        let mut file = read_existing(&path)?;
         samples.ensure_apart_from(&file, folder)?;
         let run = CurrentRun { config: &now.config, routers, tasks };
-        let earlier = Earlier::of(&mut file, &now);
+        let earlier = Earlier::of(&mut file, &path, &now)?;
         let keys: BTreeSet<&str> =
             earlier.iter().flat_map(|earlier| run.differing_settings(&earlier.config, &earlier.results)).collect();
         if !keys.is_empty() {
@@ -123,7 +130,7 @@ impl ResultsStore {
         lock.recovered();
         let path = folder.join("results.json");
         let mut results = read_existing(&path)?;
-        let mut earlier = Earlier::of(&mut results, &self.now);
+        let mut earlier = Earlier::of(&mut results, &path, &self.now)?;
         earlier.iter_mut().for_each(|earlier| earlier.forget(router, task));
         earlier.retain(|earlier| !earlier.results.is_empty());
         results.insert(router, task, scores);
@@ -143,16 +150,42 @@ impl ResultsStore {
     }
 }
 
-/// Replaces results and their samples in an order in which a killed process leaves no samples beside the scores of another
-/// run: at worst there are none.
+/// Replaces results and their samples. If either cannot be written, both stay as they were; a killed process leaves no
+/// samples beside the scores of another run: at worst there are none.
 fn replace_with_samples(path: &Path, samples: Option<&str>, write_results: impl FnOnce() -> Result<()>) -> Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("{}: cannot be removed", path.display()));
-        }
-        _ => write_results()?,
+    // What a killed process left under these names counts for nothing.
+    let [new, old] = [".new-", ".old-"].map(|prefix| hidden(path, prefix));
+    if let Some(samples) = samples {
+        write_file(&new, samples.as_bytes())?;
     }
-    samples.map_or(Ok(()), |samples| Ok(write_file(path, samples.as_bytes())?))
+    let had_samples = move_if_exists(path, &old)?;
+    if let Err(error) = write_results() {
+        // The first error is the one to report.
+        let _ = if had_samples { std::fs::rename(&old, path) } else { Ok(()) };
+        let _ = std::fs::remove_file(&new);
+        return Err(error);
+    }
+    if samples.is_some() {
+        std::fs::rename(&new, path).with_context(|| format!("{}: cannot be written", path.display()))?;
+    }
+    if had_samples {
+        std::fs::remove_file(&old).with_context(|| format!("{}: cannot be removed", old.display()))?;
+    }
+    Ok(())
+}
+
+/// The file beside `path` whose name has a prefix that hides it.
+fn hidden(path: &Path, prefix: &str) -> PathBuf {
+    path.with_file_name(format!("{prefix}{}", path.file_name().unwrap_or_default().display()))
+}
+
+/// Renames a file; false where there is none.
+fn move_if_exists(from: &Path, to: &Path) -> Result<bool> {
+    match std::fs::rename(from, to) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("{}: cannot be moved", from.display())),
+    }
 }
 
 /// The results of earlier runs; empty if there is no file.
@@ -227,18 +260,55 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("samples.jsonl");
         fs::write(&path, "old").unwrap();
-        let killed = |then: bool| {
-            replace_with_samples(&path, Some("new"), || {
-                assert!(!path.exists(), "they are of other scores");
-                ensure!(then, "killed");
+        let replaced = |samples: Option<&str>, written: bool| {
+            replace_with_samples(&path, samples, || {
+                assert!(!path.exists(), "a process that is killed here leaves them beside other scores");
+                ensure!(written, "the disk is full");
                 Ok(())
             })
         };
-        assert!(killed(false).is_err() && !path.exists());
-        killed(true).unwrap();
+        let names = || fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
+        for samples in [Some("new"), None] {
+            assert!(replaced(samples, false).is_err());
+            assert_eq!(fs::read_to_string(&path).unwrap(), "old", "the old scores stay too");
+            assert_eq!(names(), ["samples.jsonl"]);
+        }
+        replaced(Some("new"), true).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "new");
-        replace_with_samples(&path, None, || Ok(())).unwrap();
-        assert!(!path.exists());
+        assert_eq!(names(), ["samples.jsonl"]);
+        replaced(None, true).unwrap();
+        assert!(names().is_empty());
+    }
+
+    #[test]
+    fn results_stay_where_their_samples_cannot_be_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("samples.jsonl");
+        fs::write(&path, "old").unwrap();
+        // Nothing can be moved to the name of a folder.
+        fs::create_dir(folder.path().join(".new-samples.jsonl")).unwrap();
+        let written = replace_with_samples(&path, Some("new"), || panic!("the results are not replaced"));
+        assert!(written.is_err());
+        assert_eq!(fs::read_to_string(&path).unwrap(), "old");
+    }
+
+    #[test]
+    fn configurations_of_earlier_results_are_never_dropped() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("results.json");
+        let mut file = Results::default();
+        file.config = json!({ EARLIER: "another version's form" });
+        let text = file.to_json().unwrap();
+        fs::write(&path, &text).unwrap();
+        let (now, folder) = (Results::default(), Some(folder.path().to_owned()));
+        let mut store = ResultsStore { now, folder, log_samples: false };
+        let error = format!("{:#}", store.keep("base", "a", &no_scores()).unwrap_err());
+        assert!(error.contains("results.json: `config.earlier` cannot be read"), "{error}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), text);
+    }
+
+    fn no_scores() -> TaskScores {
+        TaskScores { n: 0, metrics: BTreeMap::new(), samples: Vec::new(), truncated: TruncatedRows::default() }
     }
 
     #[test]
@@ -248,8 +318,7 @@ mod tests {
         fs::write(folder.path().join(".lease-1"), "a killed process, beat 3\n").unwrap();
         let mut store =
             ResultsStore { now: Results::default(), folder: Some(folder.path().to_owned()), log_samples: false };
-        let scores =
-            TaskScores { n: 0, metrics: BTreeMap::new(), samples: Vec::new(), truncated: TruncatedRows::default() };
+        let scores = no_scores();
         store.keep("base", "a", &scores).unwrap();
         let lease = fs::read_to_string(folder.path().join(".lease-2")).unwrap();
         assert!(lease.starts_with("released"), "the next write need not wait: {lease}");
