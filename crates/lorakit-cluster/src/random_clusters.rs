@@ -1,8 +1,6 @@
 //! Random clusters, the baseline for every other method.
 
 use lorakit_format::rng::CounterRng;
-use rand::Rng;
-use rand::seq::SliceRandom;
 
 use crate::error::Result;
 use crate::expert_set::sorted_names;
@@ -20,11 +18,9 @@ pub fn random_clusters(names: impl IntoIterator<Item = String>, k: usize, seed: 
     let names = sorted_names(names)?;
     check_k(k, names.len())?;
     let mut rng = CounterRng::seeded(seed, 0);
-    let mut order: Vec<usize> = (0..names.len()).collect();
-    order.shuffle(&mut rng);
     let mut labels = vec![0; names.len()];
-    for (position, expert) in order.into_iter().enumerate() {
-        labels[expert] = if position < k { position } else { rng.random_range(0..k) };
+    for (position, expert) in rng.shuffled(names.len() as u32).into_iter().enumerate() {
+        labels[expert] = if position < k { position } else { rng.below_canon(k as u32) as usize };
     }
     Ok(Partition::new(&names, &labels))
 }
@@ -46,6 +42,14 @@ mod tests {
             assert_eq!(partition, random_clusters(names(40).into_iter().rev(), k, 3).unwrap());
         }
         assert_ne!(random_clusters(names(40), 10, 3).unwrap(), random_clusters(names(40), 10, 4).unwrap());
+    }
+
+    /// Clusters on disk came of these draws.
+    #[test]
+    fn clusters_of_a_seed_stay_as_they_were() {
+        let labels = |seed| random_clusters(names(20), 4, seed).unwrap().labels().to_vec();
+        assert_eq!(labels(0), [3, 0, 0, 2, 1, 1, 1, 0, 3, 1, 0, 3, 2, 1, 2, 0, 0, 2, 0, 1]);
+        assert_eq!(labels(7), [0, 1, 2, 1, 3, 0, 2, 0, 2, 0, 3, 0, 1, 3, 1, 1, 0, 2, 3, 0]);
     }
 
     #[test]

@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 
 use lorakit_adapter::{Adapter, LowRank, Matrix};
 use lorakit_format::rng::CounterRng;
-use rand::Rng;
 
 use crate::expert_set::ExpertSet;
 
@@ -22,7 +21,7 @@ pub(crate) fn normal(seed: u64, len: usize) -> Vec<f32> {
     let mut rng = CounterRng::seeded(seed, 0);
     (0..len)
         .map(|_| {
-            let (u, v): (f64, f64) = (1.0 - rng.random::<f64>(), rng.random());
+            let (u, v) = (1.0 - rng.uniform_f64(), rng.uniform_f64());
             ((-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()) as f32
         })
         .collect()

@@ -100,6 +100,39 @@ impl CounterRng {
         ((u64::from(self.0.next_u32()) * u64::from(n)) >> 32) as u32
     }
 
+    /// Uniform in 0..n by Canon's method: from one 32-bit word, and from a second where the first alone would favor some
+    /// values, up to a bias below n / 2^64. The draws are those of `random_range` in rand 0.9.
+    pub fn below_canon(&mut self, n: u32) -> u32 {
+        let first = u64::from(self.0.next_u32()) * u64::from(n);
+        let (draw, rest) = ((first >> 32) as u32, first as u32);
+        if rest <= n.wrapping_neg() {
+            return draw;
+        }
+        let second = u64::from(self.0.next_u32()) * u64::from(n);
+        draw + u32::from(rest.checked_add((second >> 32) as u32).is_none())
+    }
+
+    /// A random permutation of 0..n, in which one draw by [`below_canon`](Self::below_canon) serves as many positions as its
+    /// range has room for. It is that of `shuffle` in rand 0.9.
+    pub fn shuffled(&mut self, n: u32) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..n as usize).collect();
+        let mut at = 1;
+        while at < n {
+            // The positions at..end have (at + 1) (at + 2) ... end choices.
+            let (mut choices, mut end) = (at + 1, at + 1);
+            while let Some(more) = choices.checked_mul(end + 1) {
+                (choices, end) = (more, end + 1);
+            }
+            let mut draw = self.below_canon(choices);
+            for position in at..end.min(n) {
+                order.swap(position as usize, (draw % (position + 1)) as usize);
+                draw /= position + 1;
+            }
+            at = end;
+        }
+        order
+    }
+
     /// A random permutation of 0..n (Fisher and Yates).
     pub fn permutation(&mut self, n: usize) -> Vec<usize> {
         let mut order: Vec<usize> = (0..n).collect();
@@ -110,7 +143,7 @@ impl CounterRng {
     }
 }
 
-/// The raw words, and rand's distributions over them.
+/// The raw words.
 impl RngCore for CounterRng {
     fn next_u32(&mut self) -> u32 {
         self.0.next_u32()
@@ -173,6 +206,27 @@ mod tests {
         assert_eq!([stream.next_u64(), stream.next_u64()], [0xa291_04ba_fbe9_f5df, 0x2d79_4aba_526a_b0a6]);
         stream.seek(2);
         assert_eq!(stream.next_u64(), 0x2d79_4aba_526a_b0a6);
+    }
+
+    /// As rand 0.9.5 draws them.
+    #[test]
+    fn a_clusterings_draws() {
+        let mut stream = CounterRng::seeded(9, 2);
+        assert_eq!([(); 4].map(|()| stream.below_canon(1000)), [713, 502, 828, 316]);
+        // Most of these take a second word.
+        let mut stream = CounterRng::seeded(9, 2);
+        let drawn = [2_141_148_324, 2_486_653_111, 2_903_142_558, 1_900_165_932, 2_199_570_083, 745_283_922];
+        assert_eq!(drawn.map(|_| stream.below_canon(3_000_000_001)), drawn);
+        assert_eq!(stream.next_u32(), 948_193_509);
+
+        let shuffled = |n: u32| {
+            let mut stream = CounterRng::seeded(9, 2);
+            (stream.shuffled(n), stream.next_u32())
+        };
+        assert_eq!(shuffled(10), (vec![8, 4, 9, 0, 6, 2, 1, 7, 5, 3], 0x80a8_37a9));
+        let twenty = vec![8, 4, 9, 0, 6, 12, 10, 7, 13, 18, 1, 14, 2, 11, 16, 5, 15, 3, 17, 19];
+        assert_eq!(shuffled(20), (twenty, 0x5125_44ef));
+        assert_eq!((shuffled(0).0, shuffled(1).0), (vec![], vec![0]));
     }
 
     #[test]
