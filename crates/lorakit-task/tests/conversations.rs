@@ -66,6 +66,23 @@ fn tokenizer(template: Option<&str>) -> Tokenizer {
     Tokenizer::open(folder.path()).unwrap()
 }
 
+/// A tokenizer that knows one letter, begins no text with BOS, and skips characters that it does not know.
+fn tokenizer_of_one_letter() -> Tokenizer {
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": null, "post_processor": null, "decoder": null,
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+            "vocab": {"</s>": 0, "a": 1}, "merges": []}
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+    write("tokenizer.json", &tokenizer.to_string());
+    write("tokenizer_config.json", &json!({"eos_token": "</s>"}).to_string());
+    write("chat_template.jinja", "{% for m in messages %}{{ m.content }}{% endfor %}");
+    Tokenizer::open(folder.path()).unwrap()
+}
+
 fn task(rows: &[Value]) -> Task {
     task_of(&rows.iter().map(|row| format!("{row}\n")).collect::<String>())
 }
@@ -140,6 +157,16 @@ fn every_reply_carries_loss_with_the_token_that_ends_its_turn() {
     let shown_without = marked(&encode(two_turns(), &without_bos, 999).unwrap(), &without_bos);
     assert!(shown_without.starts_with("<|start_header_id|>user"));
     assert!(shown(GEMMA, LossTokens::Assistant).contains("model\n[b<end_of_turn>]\n<start_of_turn>user"));
+}
+
+#[test]
+fn a_conversation_without_any_token_is_refused() {
+    let tokenizer = tokenizer_of_one_letter();
+    assert_eq!(tokenizer.bos(), None);
+    let row = |reply: &str| json!({"messages": messages(&[("user", "é"), ("assistant", reply)])});
+    let error = encode(row("ü"), &tokenizer, 9).unwrap_err();
+    assert!(format!("{:#}", anyhow::Error::from(error)).contains("has no token for anything in the conversation"));
+    assert_eq!(encode(row("aü"), &tokenizer, 9).unwrap().tokens, [1]);
 }
 
 /// OpenAI's fine-tuning format; ShareGPT rows have it too.

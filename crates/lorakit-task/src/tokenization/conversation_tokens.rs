@@ -48,6 +48,11 @@ impl ConversationTokens {
             }
         };
         let (tokens, offsets) = (encoding.get_ids().to_vec(), encoding.get_offsets());
+        if tokens.is_empty() {
+            return Err(TaskError::Row(
+                "the base's tokenizer has no token for anything in the conversation".to_owned(),
+            ));
+        }
         let finder = ReplyFinder { template, conversation: &kept, rendered: &rendered, special: &special };
         let found = finder.find();
         // Elsewhere a call may be left out: nothing is learned of its reply.

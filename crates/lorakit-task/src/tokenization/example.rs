@@ -184,7 +184,7 @@ impl Example {
         loss.truncate(kept);
         let prompt = tokens.len().saturating_sub(max_length).min(reply.start.saturating_sub(1));
         // Models that were trained with BOS do badly without it.
-        let from = usize::from(tokens.first().copied() == tokenizer.bos());
+        let from = usize::from(tokens.first().is_some_and(|first| Some(*first) == tokenizer.bos()));
         tokens.drain(from..from + prompt);
         loss.drain(from..from + prompt);
         loss.iter_mut().take(1).for_each(|first| *first = false);
