@@ -343,4 +343,20 @@ mod tests {
         let missing: Vec<&str> = names.split(", ").filter(|name| !SETTINGS.contains(*name)).collect();
         assert!(missing.is_empty(), "{missing:?} of {names}");
     }
+
+    #[test]
+    fn help_states_the_defaults() {
+        let stated = |text: &str| {
+            let (name, values) = text.trim_end_matches(',').split_once('=')?;
+            // The default is the first of several values.
+            Some(format!("{name}={}", values.split('|').next()?))
+        };
+        let stated: Vec<String> = SETTINGS.split_whitespace().filter_map(stated).collect();
+        assert!(stated.len() > 20, "{stated:?}");
+        for assignment in stated {
+            let mut config = TrainConfig::default();
+            config.set(&assignment).unwrap_or_else(|error| panic!("{assignment}: {error}"));
+            assert_eq!(config, TrainConfig::default(), "{assignment}");
+        }
+    }
 }
