@@ -41,6 +41,13 @@ impl<M: ?Sized> MethodInfo<M> {
     }
 }
 
+/// Methods of a kind differ in name.
+impl<M: ?Sized> PartialEq for MethodInfo<M> {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
 impl<M: ?Sized> fmt::Debug for MethodInfo<M> {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "MethodInfo({})", self.name)

@@ -85,7 +85,9 @@ pub(super) fn read_inner<S: Settings + Default>(name: &str, typed: Option<&str>)
         );
         return Err(refused(name, known, problem));
     }
-    Ok((TaskVectors { method, settings }, own))
+    let inner = TaskVectors::new(method, settings.task_vectors())?;
+    let InnerSettings { basis, rank, beta, stop, .. } = settings;
+    Ok((inner, OuterSettings { basis, rank, beta, stop }))
 }
 
 /// The default settings, as they are typed.

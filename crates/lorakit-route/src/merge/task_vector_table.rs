@@ -6,7 +6,8 @@
 
 use Consensus::{Elected, Mean, Sum};
 use Convention::{Mergekit, Paper, Peft};
-use MergeSpace::{Deltas, Factors};
+use FactorWeights::{Both, Root};
+use MergeSpace::Deltas;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -27,8 +28,12 @@ pub enum Convention {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum MergeSpace {
     /// A and B separately. The product then contains cross terms of one expert's B with another's A, and depends on the
-    /// factorization: `(B R^-1, R A)` is the same adapter but merges to a different one.
-    Factors(FactorWeights),
+    /// factorization: `(B R^-1, R A)` is the same adapter but merges to a different one. Ranks must be equal.
+    Factors {
+        weights: FactorWeights,
+        /// The merge that takes any ranks.
+        any_ranks: &'static str,
+    },
     /// The deltas `s B A`.
     Deltas,
 }
@@ -114,6 +119,8 @@ pub(super) struct TaskVectorMethod {
     pub consensus: Consensus,
     /// The default share of values kept.
     pub density: f64,
+    /// Whether it averages agreeing experts or has its own scale, so that weights of 1 are natural.
+    pub averages: bool,
 }
 
 const fn method(
@@ -123,38 +130,50 @@ const fn method(
     consensus: Consensus,
 ) -> TaskVectorMethod {
     let (sparsify, density, rescale) = sparsify;
-    TaskVectorMethod { name, convention, space, sparsify, rescale, consensus, density }
+    let averages = match consensus {
+        Sum | Elected(_, Divisor::None) => false,
+        Mean | Elected(_, Divisor::Count | Divisor::Weights) => true,
+    };
+    TaskVectorMethod { name, convention, space, sparsify, rescale, consensus, density, averages }
+}
+
+/// Task arithmetic, whose scale is a part of the method.
+const fn task_arithmetic(convention: Convention) -> TaskVectorMethod {
+    TaskVectorMethod { averages: true, ..method(("task_arithmetic", convention), Deltas, ALL, Sum) }
+}
+
+const fn factors(weights: FactorWeights, any_ranks: &'static str) -> MergeSpace {
+    MergeSpace::Factors { weights, any_ranks }
 }
 
 const ALL: (Sparsify, f64, Rescale) = (Sparsify::None, 1.0, Rescale::None);
 const TRIM: Sparsify = Sparsify::Magnitude(Scope::Matrix);
 const TRIM_EXPERT: Sparsify = Sparsify::Magnitude(Scope::Expert);
-const ROOT: MergeSpace = Factors(FactorWeights::Root);
-const BOTH: MergeSpace = Factors(FactorWeights::Both);
 /// TIES as in PEFT and its authors' code: unweighted votes, and the mean of agreeing values.
 const TIES: Consensus = Elected(SignVote::Plain, Divisor::Count);
 
-const LINEAR_OF_PAPER: TaskVectorMethod = method(("linear", Paper), BOTH, ALL, Sum);
+const LINEAR_OF_PEFT: TaskVectorMethod = method(("linear", Peft), factors(Root, "cat or svd"), ALL, Sum);
+const LINEAR_OF_PAPER: TaskVectorMethod = method(("linear", Paper), factors(Both, "cat or svd"), ALL, Sum);
 const TIES_SVD: TaskVectorMethod = method(("ties_svd", Peft), Deltas, (TRIM, 0.5, Rescale::None), TIES);
 
 /// All merges. The first row of a name is its default convention.
 pub(super) static TASK_VECTOR_METHODS: &[TaskVectorMethod] = &[
-    method(("linear", Peft), ROOT, ALL, Sum),
+    LINEAR_OF_PEFT,
     method(("linear", Mergekit), Deltas, ALL, Mean),
     LINEAR_OF_PAPER,
-    method(("task_arithmetic", Paper), Deltas, ALL, Sum),
-    method(("task_arithmetic", Peft), Deltas, ALL, Sum),
-    method(("task_arithmetic", Mergekit), Deltas, ALL, Sum),
-    method(("ties", Peft), ROOT, (TRIM, 0.5, Rescale::None), TIES),
+    task_arithmetic(Paper),
+    task_arithmetic(Peft),
+    task_arithmetic(Mergekit),
+    method(("ties", Peft), factors(Root, "ties_svd"), (TRIM, 0.5, Rescale::None), TIES),
     method(("ties", Mergekit), Deltas, (TRIM, 1.0, Rescale::None), Elected(SignVote::Weighted, Divisor::Weights)),
-    method(("ties", Paper), BOTH, (TRIM_EXPERT, 0.2, Rescale::None), TIES),
+    method(("ties", Paper), factors(Both, "ties_svd"), (TRIM_EXPERT, 0.2, Rescale::None), TIES),
     TIES_SVD,
     method(("ties_svd", Paper), Deltas, (TRIM_EXPERT, 0.2, Rescale::None), TIES),
-    method(("dare_linear", Peft), ROOT, (Sparsify::Random, 0.5, Rescale::Density), Sum),
+    method(("dare_linear", Peft), factors(Root, "dare_linear_svd"), (Sparsify::Random, 0.5, Rescale::Density), Sum),
     method(("dare_linear", Mergekit), Deltas, (Sparsify::Random, 1.0, Rescale::Magnitudes), Sum),
     method(("dare_linear", Paper), Deltas, (Sparsify::Random, 0.1, Rescale::Density), Sum),
     method(("dare_linear_svd", Peft), Deltas, (Sparsify::Random, 0.5, Rescale::Density), Sum),
-    method(("dare_ties", Peft), ROOT, (Sparsify::Random, 0.5, Rescale::Density), TIES),
+    method(("dare_ties", Peft), factors(Root, "dare_ties_svd"), (Sparsify::Random, 0.5, Rescale::Density), TIES),
     method(
         ("dare_ties", Mergekit),
         Deltas,
@@ -163,7 +182,7 @@ pub(super) static TASK_VECTOR_METHODS: &[TaskVectorMethod] = &[
     ),
     method(("dare_ties", Paper), Deltas, (Sparsify::Random, 0.1, Rescale::Density), TIES),
     method(("dare_ties_svd", Peft), Deltas, (Sparsify::Random, 0.5, Rescale::Density), TIES),
-    method(("magnitude_prune", Peft), ROOT, (TRIM, 0.5, Rescale::None), Sum),
+    method(("magnitude_prune", Peft), factors(Root, "magnitude_prune_svd"), (TRIM, 0.5, Rescale::None), Sum),
     method(("magnitude_prune", Mergekit), Deltas, (TRIM, 1.0, Rescale::None), Sum),
     method(("magnitude_prune_svd", Peft), Deltas, (TRIM, 0.5, Rescale::None), Sum),
     method(("breadcrumbs", Mergekit), Deltas, (Sparsify::Outliers, 1.0, Rescale::None), Sum),
@@ -180,6 +199,11 @@ impl TaskVectorMethod {
     pub(super) fn find(name: &str, convention: Option<&str>) -> Option<&'static Self> {
         let asked = |row: &Self| convention.is_none_or(|asked| asked == row.convention.name());
         TASK_VECTOR_METHODS.iter().find(|row| row.name == name && asked(row))
+    }
+
+    /// `linear`, as in PEFT.
+    pub(super) fn linear_of_peft() -> &'static Self {
+        &LINEAR_OF_PEFT
     }
 
     /// `linear:convention=paper`.

@@ -18,7 +18,7 @@ use crate::merge::module::{Footprint, MergedModule, Module, ModuleExpert, each_m
 use crate::merge::rank::Rank;
 use crate::merge::row_source::{ExpertMatrices, RowSource};
 use crate::merge::task_vector_table::{
-    Consensus, Convention, Divisor, FactorWeights, MergeSpace, Scope, SignVote, Sparsify, TaskVectorMethod,
+    Consensus, Convention, FactorWeights, MergeSpace, Scope, SignVote, Sparsify, TaskVectorMethod,
 };
 use crate::merge::value_mask::{SparsifyConfig, ValueMask, threshold};
 use crate::method_info::MethodInfo;
@@ -119,6 +119,7 @@ static INFOS: [&MethodInfo<dyn MergeMethod>; 12] = [
 /// A merge that works value by value, with its settings.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TaskVectors {
+    info: &'static MethodInfo<dyn MergeMethod>,
     pub(super) method: &'static TaskVectorMethod,
     pub(super) settings: TaskVectorSettings,
 }
@@ -199,7 +200,7 @@ impl fmt::Display for TaskVectors {
 
 impl MergeMethod for TaskVectors {
     fn info(&self) -> &'static MethodInfo<dyn MergeMethod> {
-        INFOS.iter().find(|info| info.name == self.method.name).copied().unwrap_or(&LINEAR)
+        self.info
     }
 
     fn merge(&self, experts: &[Expert], coefficients: &Coefficients) -> Result<Merged> {
@@ -211,7 +212,7 @@ impl MergeMethod for TaskVectors {
     }
 
     fn mixes_separately(&self) -> bool {
-        matches!(self.method.space, MergeSpace::Factors(_))
+        matches!(self.method.space, MergeSpace::Factors { .. })
     }
 
     fn warning(&self, experts: usize) -> Option<String> {
@@ -241,12 +242,13 @@ impl MergeMethod for TaskVectors {
     }
 
     fn averages(&self) -> bool {
-        match self.method.consensus {
-            Consensus::Sum => self.method.name == TASK_ARITHMETIC.name,
-            Consensus::Mean => true,
-            Consensus::Elected(_, divisor) => divisor != Divisor::None,
-        }
+        self.method.averages
     }
+}
+
+/// The error of a merge that the table does not have.
+fn unknown(name: &str) -> RouteError {
+    RouteError::UnknownMethod { kind: "merge", name: name.to_owned(), known: listed::<&str>([]) }
 }
 
 /// For each expert, the magnitude threshold common to all its matrices, if there is one.
@@ -256,21 +258,27 @@ impl TaskVectors {
     /// `linear:convention=paper`: the weighted sum of the A's, and that of the scaled B's.
     pub(crate) fn linear_of_paper() -> Self {
         let method = TaskVectorMethod::linear_of_paper();
-        Self { method, settings: method.defaults() }
+        Self { info: &LINEAR, method, settings: method.defaults() }
+    }
+
+    /// The merge of a row of the table.
+    pub(super) fn new(method: &'static TaskVectorMethod, settings: TaskVectorSettings) -> Result<Self> {
+        let info = INFOS.iter().find(|info| info.name == method.name).ok_or_else(|| unknown(method.name))?;
+        Ok(Self { info, method, settings })
     }
 
     /// What this merge is of a single expert, where that is something else: PEFT merges one adapter linearly, whatever
     /// the method, so that nothing is trimmed or dropped.
     fn linear_of_one(&self, experts: usize) -> Option<Self> {
-        let one = experts == 1 && self.settings.convention == Convention::Peft && self.method.name != LINEAR.name;
-        let method = TaskVectorMethod::find(LINEAR.name, Some("peft")).filter(|_| one)?;
-        Some(Self { method, settings: TaskVectorSettings { scale: self.settings.scale, ..method.defaults() } })
+        let method = TaskVectorMethod::linear_of_peft();
+        let one = experts == 1 && self.settings.convention == Convention::Peft && self.method != method;
+        let settings = TaskVectorSettings { scale: self.settings.scale, ..method.defaults() };
+        one.then_some(Self { info: &LINEAR, method, settings })
     }
 
     /// Reads the settings of the merge of that name.
     fn read(name: &str, typed: Option<&str>) -> Result<Self> {
-        let unknown = || RouteError::UnknownMethod { kind: "merge", name: name.to_owned(), known: listed::<&str>([]) };
-        let default = TaskVectorMethod::find(name, None).ok_or_else(unknown)?;
+        let default = TaskVectorMethod::find(name, None).ok_or_else(|| unknown(name))?;
         let convention = typed_pairs(typed).into_iter().find(|(key, _)| *key == "convention");
         let asked = convention.and_then(|(_, convention)| TaskVectorMethod::find(name, Some(convention)));
         let method = asked.unwrap_or(default);
@@ -280,7 +288,7 @@ impl TaskVectors {
             let problem = format!("convention={} has no {name} (there is: {known})", settings.convention);
             return Err(refused(name, method.shown(&method.defaults()), problem));
         }
-        Ok(Self { method, settings })
+        Self::new(method, settings)
     }
 
     /// Its settings.
@@ -324,7 +332,7 @@ impl TaskVectors {
             let updates = expert.adapter.modules().values();
             let matrices: Vec<RowSource> = match self.method.space {
                 MergeSpace::Deltas => updates.map(RowSource::delta).collect(),
-                MergeSpace::Factors(_) => {
+                MergeSpace::Factors { .. } => {
                     updates.flat_map(|update| [RowSource::matrix(update.a()), RowSource::matrix(update.b())]).collect()
                 }
             };
@@ -336,7 +344,10 @@ impl TaskVectors {
     fn merge_module(&self, module: &Module, thresholds: &Thresholds) -> Result<MergedModule> {
         let rank = self.settings.rank;
         match self.method.space {
-            MergeSpace::Factors(weights) => self.merge_factors(module, weights, thresholds),
+            MergeSpace::Factors { weights, any_ranks } => {
+                let rank = module.equal_rank(self.method.name, any_ranks)?;
+                self.merge_factors(module, rank, weights, thresholds)
+            }
             MergeSpace::Deltas if self.method.is_plain_sum() => {
                 LowRankProduct::sum(module, self.plain_factor(module.total_weight)).truncated(module, rank)
             }
@@ -357,8 +368,13 @@ impl TaskVectors {
         }
     }
 
-    fn merge_factors(&self, module: &Module, weights: FactorWeights, thresholds: &Thresholds) -> Result<MergedModule> {
-        let rank = module.equal_rank(self.method.name, self.of_any_ranks())?;
+    fn merge_factors(
+        &self,
+        module: &Module,
+        rank: usize,
+        weights: FactorWeights,
+        thresholds: &Thresholds,
+    ) -> Result<MergedModule> {
         let scaled = |part: &ModuleExpert| part.weight * part.update.scale();
         let weight_of_a = |part: &ModuleExpert| match weights {
             FactorWeights::Root => scaled(part).abs().sqrt().copysign(scaled(part)),
@@ -376,17 +392,6 @@ impl TaskVectors {
         let b = unscaled.merge_values(module, ExpertMatrices { name: "B", sources: b }, weight_of_b, thresholds);
         let single = |values: Vec<f64>| values.into_iter().map(|value| value as f32).collect();
         Ok(MergedModule { update: module.update(rank, single(a), single(b))?, retained: Retained::ALL })
-    }
-
-    /// The merge that takes any ranks where this one needs equal ones.
-    fn of_any_ranks(&self) -> &'static str {
-        match self.method.name {
-            "ties" => TIES_SVD.name,
-            "dare_linear" => DARE_LINEAR_SVD.name,
-            "dare_ties" => DARE_TIES_SVD.name,
-            "magnitude_prune" => MAGNITUDE_PRUNE_SVD.name,
-            _ => "cat or svd",
-        }
     }
 
     /// Merges the experts' matrices, all of one shape, value by value; row-major.
@@ -417,5 +422,42 @@ impl TaskVectors {
             out.iter_mut().for_each(|value| *value *= self.settings.scale);
         }
         merged
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::merge::task_vector_table::TASK_VECTOR_METHODS;
+
+    #[test]
+    fn every_row_of_the_table_is_read_under_its_own_name() {
+        for row in TASK_VECTOR_METHODS {
+            let merge = TaskVectors::read(row.name, Some(&format!("convention={}", row.convention))).unwrap();
+            assert_eq!((merge.info().name, merge.method), (row.name, row));
+            if let MergeSpace::Factors { any_ranks, .. } = row.space {
+                for name in any_ranks.split(" or ").filter(|name| !["cat", "svd"].contains(name)) {
+                    let other = TaskVectorMethod::find(name, None).unwrap();
+                    assert!(other.space == MergeSpace::Deltas, "{name}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn weights_of_1_are_natural_where_agreeing_experts_are_averaged() {
+        let averages = |typed: &str| {
+            let (name, settings) = typed.split_once(':').unwrap_or((typed, ""));
+            TaskVectors::read(name, Some(settings).filter(|settings| !settings.is_empty())).unwrap().averages()
+        };
+        for typed in
+            ["task_arithmetic", "task_arithmetic:convention=peft", "linear:convention=mergekit", "ties", "dare_ties"]
+        {
+            assert!(averages(typed), "{typed}");
+        }
+        for typed in ["linear", "linear:convention=paper", "dare_linear", "breadcrumbs", "breadcrumbs_ties"] {
+            assert!(!averages(typed), "{typed}");
+        }
     }
 }
