@@ -75,7 +75,7 @@ fn all_added(patches: &Patches) -> Vec<Vec<f32>> {
 fn alone(evidence: &Evidence, fallback: Fallback, experts: &LibraryStack) -> Patches {
     let context = RouterContext::default();
     match fallback {
-        Fallback::Auto | Fallback::Base => Patches::none(),
+        Fallback::Base => Patches::none(),
         Fallback::Uniform => {
             Uniform { mixing: evidence.mixing, ..Uniform::default() }.patches(experts, &context).unwrap()
         }

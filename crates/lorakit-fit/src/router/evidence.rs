@@ -10,7 +10,7 @@ use lorakit_eval::{PatchedModel, PromptRouting, example_losses};
 use lorakit_lora::{Patches, Sequence};
 use lorakit_model::TokenPrecision;
 use lorakit_route::prompt::evidence::leave_one_out::LeaveOneOut;
-use lorakit_route::prompt::evidence::{FALLBACKS, Fallback, TEMPERATURES, Temperature};
+use lorakit_route::prompt::evidence::{FALLBACKS, Fallback, FallbackSetting, TEMPERATURES, Temperature};
 use lorakit_route::{Evidence, ResponseProbe, Router, RouterContext, RouterState, TaskResponses};
 use lorakit_task::Example;
 use std::collections::BTreeMap;
@@ -34,7 +34,7 @@ const WITHOUT_ROWS: (f32, Fallback) = (0.1, Fallback::Base);
 fn fit(evidence: &Evidence, rows: &TrainingRows) -> Result<RouterState> {
     let state = evidence.state(rows.experts(), &responses(evidence, rows)?)?;
     let (temperature, fallback) = match (evidence.temperature, evidence.fallback) {
-        (Temperature::Fixed(temperature), fallback) if fallback != Fallback::Auto => (temperature, fallback),
+        (Temperature::Fixed(temperature), FallbackSetting::Fixed(fallback)) => (temperature, fallback),
         _ => chosen(evidence, rows, &state)?,
     };
     Ok(Evidence::with_chosen(state, temperature, fallback)?)
@@ -46,7 +46,7 @@ fn chosen(evidence: &Evidence, rows: &TrainingRows, state: &RouterState) -> Resu
     if scored.is_empty() {
         let (temperature, fallback) = WITHOUT_ROWS;
         let temperature = if let Temperature::Fixed(given) = evidence.temperature { given } else { temperature };
-        let fallback = if evidence.fallback == Fallback::Auto { fallback } else { evidence.fallback };
+        let fallback = if let FallbackSetting::Fixed(given) = evidence.fallback { given } else { fallback };
         rows.warn(&format!(
             "evidence: no task has validation rows that no expert was trained on, by whose answers temperature and fallback \
              would be chosen; they are {}",
@@ -56,8 +56,8 @@ fn chosen(evidence: &Evidence, rows: &TrainingRows, state: &RouterState) -> Resu
     }
     let trial = Trial { rows, scored };
     let fallback = match evidence.fallback {
-        Fallback::Auto => trial.fallback(evidence)?,
-        given => given,
+        FallbackSetting::Auto => trial.fallback(evidence)?,
+        FallbackSetting::Fixed(given) => given,
     };
     let temperature = match evidence.temperature {
         Temperature::Auto => trial.temperature(evidence, fallback, state)?,

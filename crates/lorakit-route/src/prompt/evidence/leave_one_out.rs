@@ -46,14 +46,14 @@ impl<'a> LeaveOneOut<'a> {
         Ok(Self { experts, mixing: evidence.mixing, arrow })
     }
 
-    /// The patches of a fallback, alone on every token, without the expert of index `left_out`. `auto` is the base.
+    /// The patches of a fallback, alone on every token, without the expert of index `left_out`.
     ///
     /// # Errors
     /// Under separate mixing, if ranks differ at a projection.
     pub fn patches(&self, fallback: Fallback, left_out: usize) -> Result<Patches> {
         let mean = |site: &Site, stack: &Stack| uniform_patch_without(left_out, self.mixing, self.experts, site, stack);
         match fallback {
-            Fallback::Auto | Fallback::Base => Ok(Patches::none()),
+            Fallback::Base => Ok(Patches::none()),
             Fallback::Uniform => site_patches(self.experts, |_, site, stack| mean(site, stack)),
             Fallback::Arrow => site_patches(self.experts, |index, site, stack| match site.role {
                 SiteRole::Embedding => mean(site, stack),

@@ -124,17 +124,79 @@ impl fmt::Display for Temperature {
 }
 
 /// What serves a prompt that no expert fits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fallback {
-    /// The one of [`FALLBACKS`] under which the calibration rows' answers are likeliest without their own experts.
-    Auto,
     /// The base alone.
     Base,
     /// All experts at equal weight.
     Uniform,
     /// All experts as Arrow weighs them, token by token.
     Arrow,
+}
+
+impl Fallback {
+    /// Its index in [`FALLBACKS`].
+    fn index(self) -> u8 {
+        match self {
+            Self::Base => 0,
+            Self::Uniform => 1,
+            Self::Arrow => 2,
+        }
+    }
+
+    /// The name that is typed.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Base => "base",
+            Self::Uniform => "uniform",
+            Self::Arrow => "arrow",
+        }
+    }
+}
+
+/// Which fallback serves prompts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum FallbackSetting {
+    /// The one of [`FALLBACKS`] under which the calibration rows' answers are likeliest without their own experts.
+    Auto,
+    /// This one.
+    Fixed(Fallback),
+}
+
+impl FromStr for FallbackSetting {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match FALLBACKS.into_iter().find(|fallback| fallback.name() == text) {
+            Some(fallback) => Ok(Self::Fixed(fallback)),
+            None if text == "auto" => Ok(Self::Auto),
+            None => Err("auto, base, uniform or arrow"),
+        }
+    }
+}
+
+impl TryFrom<String> for FallbackSetting {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<FallbackSetting> for String {
+    fn from(fallback: FallbackSetting) -> Self {
+        fallback.to_string()
+    }
+}
+
+impl fmt::Display for FallbackSetting {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Fixed(fallback) => fallback.name(),
+        })
+    }
 }
 
 /// The router `evidence`.
@@ -150,7 +212,7 @@ pub struct Evidence {
     /// The share of reference prompts that are too far from every task for the experts to have their full weight.
     pub near_tail: f64,
     /// What serves a prompt that no expert fits.
-    pub fallback: Fallback,
+    pub fallback: FallbackSetting,
     /// What of an expert's delta responds.
     pub measure: ResponseMeasure,
     /// The maximum number of reference prompts of each task.
@@ -168,7 +230,7 @@ impl Default for Evidence {
             temperature: Temperature::Auto,
             far_tail: 0.02,
             near_tail: 0.2,
-            fallback: Fallback::Auto,
+            fallback: FallbackSetting::Auto,
             measure: ResponseMeasure::Energy,
             rows: Limit(16),
             calibration_rows: 4,
@@ -214,7 +276,7 @@ impl Router for Evidence {
                 let arrow = self.arrow().patches(experts, &RouterContext::default())?;
                 weighted.with(fallback(arrow))
             }
-            Fallback::Auto | Fallback::Base | Fallback::Uniform => weighted,
+            Fallback::Base | Fallback::Uniform => weighted,
         })
     }
 
@@ -269,7 +331,7 @@ impl Router for Evidence {
 impl Evidence {
     /// Whether `auto` has nothing to choose.
     fn is_fixed(&self) -> bool {
-        self.temperature != Temperature::Auto && self.fallback != Fallback::Auto
+        self.temperature != Temperature::Auto && self.fallback != FallbackSetting::Auto
     }
 
     /// The state of reference prompts, without what `auto` takes: see [`Evidence::with_chosen`].
@@ -307,7 +369,8 @@ impl Evidence {
 
     /// The same settings with nothing left to choose.
     pub fn fixed(&self, temperature: f32, fallback: Fallback) -> Self {
-        Self { temperature: Temperature::Fixed(temperature), fallback, ..self.clone() }
+        let (temperature, fallback) = (Temperature::Fixed(temperature), FallbackSetting::Fixed(fallback));
+        Self { temperature, fallback, ..self.clone() }
     }
 
     /// The state with what `auto` took.
@@ -315,8 +378,7 @@ impl Evidence {
     /// # Errors
     /// If the temperature is not finite.
     pub fn with_chosen(state: RouterState, temperature: f32, fallback: Fallback) -> Result<RouterState> {
-        let index = FALLBACKS.iter().position(|other| *other == fallback).unwrap_or(0);
-        let chosen = Matrix::new(1, 2, vec![temperature, index as f32])?;
+        let chosen = Matrix::new(1, 2, vec![temperature, f32::from(fallback.index())])?;
         let before = state.matrices().iter().map(|(name, matrix)| (name.clone(), matrix.clone()));
         Ok(RouterState::new(before.chain([("chosen".to_owned(), chosen)])))
     }
@@ -329,8 +391,8 @@ impl Evidence {
     /// The fallback, with `auto` resolved.
     fn chosen_fallback(&self, context: &RouterContext) -> Result<Fallback> {
         match self.fallback {
-            Fallback::Auto => Ok(chosen(context.state_of(self)?)?.1),
-            given => Ok(given),
+            FallbackSetting::Auto => Ok(chosen(context.state_of(self)?)?.1),
+            FallbackSetting::Fixed(fallback) => Ok(fallback),
         }
     }
 }
@@ -338,5 +400,34 @@ impl Evidence {
 /// What `auto` took.
 fn chosen(state: &RouterState) -> Result<(f32, Fallback)> {
     let values = state.matrix("chosen", (1, 2))?.values();
-    Ok((values[0], FALLBACKS.get(values[1] as usize).copied().unwrap_or(Fallback::Base)))
+    let fallback = FALLBACKS.into_iter().find(|fallback| f32::from(fallback.index()) == values[1]);
+    Ok((values[0], fallback.ok_or(RouteError::StateFallback(values[1]))?))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn fallbacks_are_written_as_they_are_typed() {
+        for text in ["auto", "base", "uniform", "arrow"] {
+            let typed = read::<Evidence>("evidence", Some(&format!("fallback={text}"))).unwrap();
+            assert!(typed.to_string().contains(&format!("fallback={text},")), "{typed}");
+        }
+        let error = read::<Evidence>("evidence", Some("fallback=other")).unwrap_err().to_string();
+        assert!(error.contains("fallback=other cannot be read (auto, base, uniform or arrow)"), "{error}");
+    }
+
+    #[test]
+    fn what_auto_took_is_read_as_it_was_written() {
+        for (index, fallback) in FALLBACKS.into_iter().enumerate() {
+            let state = Evidence::with_chosen(RouterState::default(), 0.1, fallback).unwrap();
+            assert_eq!(state.matrix("chosen", (1, 2)).unwrap().values().as_ref(), [0.1, index as f32]);
+            assert_eq!(chosen(&state).unwrap(), (0.1, fallback));
+        }
+        let unknown = Matrix::new(1, 2, vec![0.1, 3.0]).unwrap();
+        let state = RouterState::new([("chosen".to_owned(), unknown)]);
+        assert!(matches!(chosen(&state), Err(RouteError::StateFallback(3.0))));
+    }
 }
