@@ -7,6 +7,7 @@
 
 use candle_core::{DType, Device};
 use lorakit_adapter::{Adapter, LowRank, Matrix};
+use lorakit_format::rng::CounterRng;
 use lorakit_lora::{Patches, SequenceBatch};
 use lorakit_model::{Base, BaseOptions};
 use lorakit_route::{Expert, LibraryStack, RouterContext, parse_router};
@@ -24,21 +25,17 @@ pub fn one_candle_thread() {
     unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
 }
 
-/// Cheap pseudo-random numbers between -1 and 1.
-pub struct Noise(u64);
+/// Pseudo-random numbers.
+pub struct Noise(CounterRng);
 
 impl Noise {
     pub fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x1234_5678)
+        Self(CounterRng::seeded(seed, 0))
     }
 
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        self.0 >> 33
-    }
-
+    /// Uniform in [-1, 1).
     pub fn value(&mut self) -> f32 {
-        self.next() as f32 / (1u64 << 30) as f32 - 1.0
+        2.0 * self.0.uniform() - 1.0
     }
 
     pub fn values(&mut self, count: usize, size: f32) -> Vec<f32> {
@@ -47,7 +44,7 @@ impl Noise {
 
     /// Random tokens below `vocabulary`.
     pub fn tokens(&mut self, count: usize, vocabulary: usize) -> Vec<u32> {
-        (0..count).map(|_| (self.next() % vocabulary as u64) as u32).collect()
+        (0..count).map(|_| self.0.below_u32(vocabulary as u32)).collect()
     }
 }
 

@@ -7,6 +7,7 @@ mod differences;
 
 use candle_core::{Device, Tensor, Var};
 use differences::{largest, largest_difference};
+use lorakit_format::rng::CounterRng;
 use lorakit_lora::{GroupedLora, Outputs, StackBlock, StackLayout, TokenGroup, TokenSelection};
 use std::sync::Arc;
 
@@ -14,14 +15,10 @@ const TOKENS: usize = 11;
 const INPUT: usize = 7;
 const OUTPUT: usize = 9;
 
-/// Pseudo-random values in (-1, 1), the same on every platform.
+/// Pseudo-random values in [-1, 1), the same on every platform.
 fn values(seed: u64, count: usize) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        ((state >> 40) as f32 / (1 << 23) as f32) - 1.0
-    };
-    (0..count).map(|_| next()).collect()
+    let mut rng = CounterRng::seeded(seed, 0);
+    (0..count).map(|_| 2.0 * rng.uniform() - 1.0).collect()
 }
 
 fn tensor(seed: u64, rows: usize, columns: usize) -> Tensor {

@@ -7,6 +7,7 @@ mod differences;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use differences::{largest, largest_difference};
+use lorakit_format::rng::CounterRng;
 use lorakit_lora::SequenceBatch;
 use lorakit_model::architecture::{RopeConfig, RopeScaling};
 use lorakit_model::attention::{
@@ -25,14 +26,10 @@ use lorakit_model::layer::rope::{RopeFrequencies, RopeTable};
 use lorakit_model::weights::{MmapMatrix, Weight};
 use std::sync::Arc;
 
-/// Pseudo-random values in (-2, 2), the same on every platform.
+/// Pseudo-random values in [-2, 2), the same on every platform.
 fn values(seed: u64, count: usize) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        ((state >> 40) as f32 / (1 << 22) as f32) - 2.0
-    };
-    (0..count).map(|_| next()).collect()
+    let mut rng = CounterRng::seeded(seed, 0);
+    (0..count).map(|_| 4.0 * rng.uniform() - 2.0).collect()
 }
 
 fn tensor(seed: u64, shape: &[usize]) -> Tensor {

@@ -148,19 +148,16 @@ mod tests {
     use crate::token::top_k::signed_choices;
     use candle_core::Device;
     use lorakit_adapter::{Adapter, LowRank, Matrix};
+    use lorakit_format::rng::CounterRng;
     use lorakit_lora::Projection;
 
     const INPUT: usize = 12;
     const EXPERTS: usize = 6;
 
-    /// Values in (-1, 1) that look random.
+    /// Pseudo-random values in [-1, 1).
     fn values(seed: u64, count: usize) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        let mut next = || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-        };
-        (0..count).map(|_| next()).collect()
+        let mut rng = CounterRng::seeded(seed, 0);
+        (0..count).map(|_| 2.0 * rng.uniform() - 1.0).collect()
     }
 
     /// Experts of one rank and of several scales; every third has no update of the second projection.

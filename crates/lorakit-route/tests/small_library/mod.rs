@@ -6,17 +6,14 @@ pub mod merging;
 
 use candle_core::{Device, Tensor};
 use lorakit_adapter::{Adapter, LowRank, Matrix};
+use lorakit_format::rng::CounterRng;
 use lorakit_lora::{Outputs, Patches, Projection, SequenceBatch, Site};
 use lorakit_route::{Expert, LibraryStack, RouterContext, parse_router};
 
-/// Pseudo-random values in (-1, 1), the same on every platform.
+/// Pseudo-random values in [-1, 1), the same on every platform.
 pub fn values(seed: u64, count: usize) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        ((state >> 40) as f32 / (1 << 23) as f32) - 1.0
-    };
-    (0..count).map(|_| next()).collect()
+    let mut rng = CounterRng::seeded(seed, 0);
+    (0..count).map(|_| 2.0 * rng.uniform() - 1.0).collect()
 }
 
 pub fn low_rank(rank: usize, a: Vec<f32>, b: Vec<f32>, scale: f64) -> LowRank {

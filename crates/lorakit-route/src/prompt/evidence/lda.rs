@@ -194,14 +194,11 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use faer::linalg::solvers::DenseSolveCore;
+    use lorakit_format::rng::CounterRng;
 
     fn values(seed: u64, count: usize) -> Vec<f32> {
-        let mut state = seed;
-        let next = |_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-        };
-        (0..count).map(next).collect()
+        let mut rng = CounterRng::seeded(seed, 0);
+        (0..count).map(|_| 2.0 * rng.uniform() - 1.0).collect()
     }
 
     /// The formula itself, with an explicit inverse.
