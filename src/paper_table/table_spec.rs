@@ -285,7 +285,12 @@ mod tests {
         let families = |table: &str| TableSpec::read(&configs.join("tables").join(table)).unwrap().families.unwrap();
         let known = families("small_base_known.toml");
         let patterns: Vec<&str> = known.patterns().collect();
-        for table in ["small_base_unknown.toml", "small_base_prompts.toml", "small_base_clusters.toml"] {
+        for table in [
+            "small_base_unknown.toml",
+            "small_base_prompts.toml",
+            "small_base_exact_match.toml",
+            "small_base_clusters.toml",
+        ] {
             assert_eq!(families(table).patterns().collect::<Vec<_>>(), patterns, "{table}");
         }
         let some = families("smollm2_experts.toml");
