@@ -79,6 +79,58 @@ fn a_base_is_downloaded_into_the_cache_of_huggingface_hub() {
     assert_eq!(server.requests().len(), requests + 1, "a commit never changes");
 }
 
+/// As hf-mirror.com does, and proxies that compress.
+#[test]
+fn a_mirror_that_ignores_ranges_is_downloaded_from() {
+    let work = tempfile::tempdir().unwrap();
+    let folder = pico_folder(work.path());
+    let repository = || vec![LocalRepository::model("acme/tiny", COMMIT, &folder)];
+    let server = HubServer::without_ranges(repository(), |content| content);
+    let home = work.path().join("home");
+    let settings = [("HF_ENDPOINT", server.address()), ("HF_HOME", home.to_str().unwrap()), ("HF_TOKEN", "abc")];
+    info("hub:acme/tiny", &settings).ok();
+    assert!(server.requests().iter().all(|request| request.authorization.as_deref() == Some("Bearer abc")));
+    let cache = home.join("hub/models--acme--tiny");
+    for name in ["model.safetensors", "config.json", "additional_chat_templates/tool_use.jinja"] {
+        let (path, content) =
+            (cache.join("snapshots").join(COMMIT).join(name), std::fs::read(folder.join(name)).unwrap());
+        assert_eq!(std::fs::read(&path).unwrap(), content, "{name}");
+        let blob = cache.join("blobs").join(lorakit_format::hash::sha256(&content));
+        assert_eq!(path.canonicalize().unwrap(), blob.canonicalize().unwrap(), "{name}");
+    }
+    assert_eq!(std::fs::read_to_string(cache.join("refs/main")).unwrap(), COMMIT);
+    info("hub:acme/tiny", &[&settings[..], &[("HF_HUB_OFFLINE", "1")]].concat()).ok();
+
+    // What was cut, or is another page, is not kept.
+    let changes: [fn(Vec<u8>) -> Vec<u8>; 2] =
+        [|content| content[..content.len() / 2].to_vec(), |_| b"<html>".to_vec()];
+    for (at, change) in changes.into_iter().enumerate() {
+        let server = HubServer::without_ranges(repository(), change);
+        let home = work.path().join(format!("home{at}"));
+        let settings = [("HF_ENDPOINT", server.address()), ("HF_HOME", home.to_str().unwrap())];
+        let message = info("hub:acme/tiny", &settings).failed(1);
+        assert_contains(&message, &["cannot be downloaded", "not what the Hub describes", "HF_ENDPOINT and proxies"]);
+        assert_eq!(std::fs::read_dir(home.join("hub/models--acme--tiny/blobs")).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn a_slash_in_the_name_of_a_branch_is_percent_encoded() {
+    let work = tempfile::tempdir().unwrap();
+    let repository = LocalRepository::model("acme/tiny", COMMIT, &pico_folder(work.path())).tagged("feature/v2");
+    let server = HubServer::of(vec![repository]);
+    let home = work.path().join("home");
+    let settings = [("HF_ENDPOINT", server.address()), ("HF_HOME", home.to_str().unwrap())];
+    info("hub:acme/tiny@feature%2Fv2", &settings).ok();
+    let reference = home.join("hub/models--acme--tiny/refs/feature/v2");
+    assert_eq!(std::fs::read_to_string(reference).unwrap(), COMMIT, "where huggingface_hub has it");
+    info("hub:acme/tiny@feature%2Fv2", &[&settings[..], &[("HF_HUB_OFFLINE", "1")]].concat()).ok();
+    let library = work.path().join("library");
+    let add = ["library", "add", "--library", library.to_str().unwrap(), "hub:acme/tiny@feature/v2"];
+    let message = binary::Ran::from(with(&add, &settings).output().unwrap()).failed(1);
+    assert_contains(&message, &["no such revision", "hub:acme/tiny@feature;", "%2F for a slash in its name"]);
+}
+
 #[test]
 fn a_download_by_commit_writes_no_reference() {
     let work = tempfile::tempdir().unwrap();

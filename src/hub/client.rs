@@ -37,6 +37,9 @@ struct Sibling {
     blob: Option<String>,
     #[serde(default)]
     lfs: Option<LargeFile>,
+    /// In bytes.
+    #[serde(default)]
+    size: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -50,6 +53,11 @@ impl RepositoryInfo {
         // A path that leads out of the repository's folder would be written there.
         let is_inside = |path: &&str| path.split('/').all(|part| !part.is_empty() && part != "." && part != "..");
         self.siblings.iter().map(|file| file.rfilename.as_str()).filter(is_inside)
+    }
+
+    /// The size of a file in bytes, if the Hub says it.
+    pub fn size(&self, path: &str) -> Option<u64> {
+        self.siblings.iter().find(|file| file.rfilename == path)?.size
     }
 
     /// The name of a file's content in the cache, if the Hub says it: a hash, which files of several commits share.
@@ -66,6 +74,8 @@ impl HubClient {
     pub fn new() -> Self {
         let agent = ureq::AgentBuilder::new()
             .try_proxy_from_env(true)
+            // Files of renamed repositories are elsewhere on the same host, which needs the token.
+            .redirect_auth_headers(ureq::RedirectAuthHeaders::SameHost)
             .timeout_connect(Duration::from_secs(10))
             .timeout_read(Duration::from_secs(30));
         Self { environment: HubEnvironment::read(), agent: agent.build() }
@@ -109,17 +119,30 @@ impl HubClient {
         Ok(names)
     }
 
+    /// The response with the whole content of a file of `repository`, which must be at a commit.
+    pub fn file(&self, repository: &Repository, file: &str) -> Result<ureq::Response, HubFailure> {
+        let (endpoint, page, commit) = (&self.environment.endpoint, repository.page(), repository.revision());
+        let request = self.request(&format!("{endpoint}/{page}/resolve/{commit}/{file}"));
+        // Compressed, it would have no length that can be checked.
+        let response = request.set("Accept-Encoding", "identity").call();
+        response.map_err(|error| HubFailure::of(error, repository, &self.environment))
+    }
+
     /// The response to a request; the error is None where no request may be made.
     fn get(&self, url: &str) -> Result<ureq::Response, Option<Box<ureq::Error>>> {
         if self.environment.offline {
             return Err(None);
         }
+        self.request(url).call().map_err(|error| Some(Box::new(error)))
+    }
+
+    fn request(&self, url: &str) -> ureq::Request {
         let mut request = self.agent.get(url).set("User-Agent", concat!("lorakit/", env!("CARGO_PKG_VERSION")));
         // A link to a next page may lead elsewhere, which must not see the token.
         if let Some(token) = self.environment.token.as_ref().filter(|_| is_below(url, &self.environment.endpoint)) {
             request = request.set("Authorization", &format!("Bearer {token}"));
         }
-        request.call().map_err(|error| Some(Box::new(error)))
+        request
     }
 }
 

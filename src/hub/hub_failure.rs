@@ -97,7 +97,11 @@ impl fmt::Display for HubFailure {
                 write!(f, "no such repository (HTTP 404): {repository}; check organization and name")
             }
             Self::NoRevision(repository) => {
-                write!(f, "no such revision (HTTP 404): {repository}; give a branch, a tag or a full commit hash")
+                write!(
+                    f,
+                    "no such revision (HTTP 404): {repository}; give a branch, a tag or a full commit hash, with %2F for a \
+                     slash in its name"
+                )
             }
             Self::RateLimit { wait, token } => {
                 let login = if *token { "" } else { ", or log in (set HF_TOKEN), which allows more requests" };

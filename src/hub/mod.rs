@@ -8,3 +8,4 @@ pub mod hub_environment;
 pub mod hub_failure;
 pub mod repository;
 pub mod snapshot;
+pub mod whole_file;

@@ -24,8 +24,8 @@ pub struct Repository {
 }
 
 impl Repository {
-    /// Parses `ORG/NAME[@REV]` and what follows it: a path with `/` before it, or nothing. A revision has no slash, except
-    /// for the Hub's own `refs/pr/N` and `refs/convert/NAME`.
+    /// Parses `ORG/NAME[@REV]` and what follows it: a path with `/` before it, or nothing. A slash in a revision is
+    /// written `%2F`, except in the Hub's own `refs/pr/N` and `refs/convert/NAME`.
     pub fn parse(kind: RepositoryKind, text: &str) -> Option<(Self, &str)> {
         let end = |text: &str| text.find('/').unwrap_or(text.len());
         let slash = text.find('/')?;
@@ -39,7 +39,7 @@ impl Repository {
                     length = rest.match_indices('/').nth(2).map_or(rest.len(), |(at, _)| at);
                 }
                 let (revision, folder) = rest.split_at(length);
-                (Some(revision.to_owned()), folder)
+                (Some(revision.replace("%2F", "/").replace("%2f", "/")), folder)
             }
         };
         let is_valid = |part: &str| {
@@ -100,7 +100,11 @@ impl Repository {
 impl fmt::Display for Repository {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "hub:{}", self.page())?;
-        self.revision.as_ref().map_or(Ok(()), |revision| write!(f, "@{revision}"))
+        let Some(revision) = &self.revision else { return Ok(()) };
+        match revision.starts_with("refs/pr/") || revision.starts_with("refs/convert/") {
+            true => write!(f, "@{revision}"),
+            false => write!(f, "@{}", revision.replace('/', "%2F")),
+        }
     }
 }
 
@@ -123,7 +127,12 @@ mod tests {
         assert_eq!(parse("a/b@v1/x"), parts("a/b", Some("v1"), "x"));
         assert_eq!(parse("a/b@refs/pr/3/x"), parts("a/b", Some("refs/pr/3"), "x"));
         assert_eq!(parse("a/b@refs/convert/parquet"), parts("a/b", Some("refs/convert/parquet"), ""));
-        for wrong in ["", "a", "a/", "/b", "a/b@", "a/b/", "a/b/../c", "a/..", "a/b@..", "a b/c", "a/b*"] {
+        assert_eq!(parse("a/b@feature%2Fv2/x"), parts("a/b", Some("feature/v2"), "x"));
+        let typed = "a/b@feature%2Fv2";
+        let printed = Repository::parse(RepositoryKind::Model, typed).map(|(repository, _)| repository.to_string());
+        assert_eq!(printed.as_deref(), Some("hub:a/b@feature%2Fv2"));
+        for wrong in ["", "a", "a/b@..%2Fx", "a/", "/b", "a/b@", "a/b/", "a/b/../c", "a/..", "a/b@..", "a b/c", "a/b*"]
+        {
             assert_eq!(parse(wrong), None, "{wrong}");
         }
     }

@@ -4,7 +4,9 @@ use super::client::{HubClient, RepositoryInfo};
 use super::hub_environment::HubEnvironment;
 use super::hub_failure::HubFailure;
 use super::repository::{Repository, RepositoryKind};
+use super::whole_file::WholeFile;
 use crate::command_context::CommandContext;
+use crate::output::console::Output;
 use anyhow::{Context as _, Result, anyhow};
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError};
 use hf_hub::{Repo, RepoType};
@@ -33,6 +35,7 @@ pub struct RemoteSnapshot<'a> {
     repository: Repository,
     client: &'a HubClient,
     api: Api,
+    output: Output,
 }
 
 /// The folder of a repository's files, downloaded where they are not in the cache. Where the Hub does not answer, an
@@ -105,7 +108,7 @@ fn download(
         .with_progress(environment.progress && !context.output.quiet)
         .with_retries(3)
         .build()?;
-    let remote = RemoteSnapshot { repository: repository.at(&info.commit), info, client, api };
+    let remote = RemoteSnapshot { repository: repository.at(&info.commit), info, client, api, output: context.output };
     files.download(&remote)?;
     let folder = repository.folder(&environment.cache);
     // huggingface_hub keeps a reference for a branch or tag, and none for a commit.
@@ -140,7 +143,11 @@ impl RemoteSnapshot<'_> {
             // Its content was deleted.
             fs::remove_file(&path)?;
         }
-        if path.exists() || self.link(file, &path)? {
+        let known = self.info.blob(file).filter(|blob| self.blobs().join(blob).exists());
+        if let Some(blob) = known.filter(|_| !path.exists()) {
+            self.link(file, blob, &path)?;
+        }
+        if path.exists() {
             return Ok(path);
         }
         let kind = match self.repository.kind {
@@ -158,19 +165,35 @@ impl RemoteSnapshot<'_> {
                 // After some seconds of waiting for another process that downloads the same file.
                 Err(ApiError::LockAcquisition(_)) if path.exists() => return Ok(path),
                 Err(ApiError::LockAcquisition(_)) => {}
+                // Some mirrors and proxies answer a request for a range with the whole file, or without some headers.
+                Err(ApiError::MissingHeader(_) | ApiError::InvalidHeader(_) | ApiError::ParseIntError(_)) => {
+                    match self.get_whole(file, &path) {
+                        Ok(()) => return Ok(path),
+                        Err(error) => break error,
+                    }
+                }
                 Err(other) => break anyhow::Error::from(other),
             }
         };
         Err(failure.context(format!("{file}: cannot be downloaded")))
     }
 
-    /// Links a file to its content, if the cache has that from another commit.
-    fn link(&self, file: &str, path: &Path) -> Result<bool> {
-        let Some(blob) = self.info.blob(file) else { return Ok(false) };
-        let blobs = self.repository.folder(&self.client.environment.cache).join("blobs");
-        if !blobs.join(blob).exists() {
-            return Ok(false);
-        }
+    /// Downloads a file with one request.
+    fn get_whole(&self, file: &str, path: &Path) -> Result<()> {
+        let response = self.client.file(&self.repository, file)?;
+        let whole = WholeFile { path: file, blob: self.info.blob(file), length: self.info.size(file) };
+        let shown = Output { quiet: self.output.quiet || !self.client.environment.progress, ..self.output };
+        let blob = whole.write(response, &self.blobs(), &shown)?;
+        self.link(file, &blob, path)
+    }
+
+    /// The folder of the contents of files, by their names.
+    fn blobs(&self) -> PathBuf {
+        self.repository.folder(&self.client.environment.cache).join("blobs")
+    }
+
+    /// Links a file to its content in the cache.
+    fn link(&self, file: &str, blob: &str, path: &Path) -> Result<()> {
         let link = || {
             path.parent().map_or(Ok(()), fs::create_dir_all)?;
             #[cfg(unix)]
@@ -179,13 +202,13 @@ impl RemoteSnapshot<'_> {
                 std::os::unix::fs::symlink(format!("{up}blobs/{blob}"), path)
             };
             #[cfg(not(unix))]
-            let linked = fs::copy(blobs.join(blob), path).map(|_| ());
+            let linked = fs::copy(self.blobs().join(blob), path).map(|_| ());
             linked
         };
         match link() {
             // Another process has linked it since, to the same content.
-            Err(error) if error.kind() == ErrorKind::AlreadyExists && path.exists() => Ok(true),
-            linked => linked.map(|()| true).with_context(|| format!("{}: cannot be linked", path.display())),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists && path.exists() => Ok(()),
+            linked => linked.with_context(|| format!("{}: cannot be linked", path.display())),
         }
     }
 
