@@ -371,6 +371,36 @@ fn adapters_are_added_from_the_hub() {
 }
 
 #[test]
+fn gguf_adapters_are_added_from_the_hub() {
+    let work = tempfile::tempdir().unwrap();
+    let path = |name: &str| work.path().join(name).display().to_string();
+    adapter(work.path());
+    run(["library", "export", "--library", &path("trained"), "--format", "gguf", "--out", &path("one/loras")]).ok();
+    std::fs::rename(path("one/loras/rows.gguf"), path("one/rows-f32.gguf")).unwrap();
+    std::fs::remove_dir_all(path("one/loras")).unwrap();
+    std::fs::create_dir_all(path("two/loras")).unwrap();
+    for name in ["a", "b"] {
+        std::fs::copy(path("one/rows-f32.gguf"), path(&format!("two/loras/{name}.gguf"))).unwrap();
+    }
+    let model = |name: &str, folder: &str| LocalRepository::model(name, COMMIT, Path::new(&path(folder)));
+    let server = HubServer::of(vec![model("acme/one", "one"), model("acme/two", "two")]);
+    let (home, library) = (path("home"), path("library"));
+    let settings = [("HF_ENDPOINT", server.address()), ("HF_HOME", home.as_str())];
+    let add = |adapters: &[&str], more: &[(&str, &str)]| -> binary::Ran {
+        let options = ["library", "add", "--json", "--base", "pico", "--library", &library];
+        with(&[&options, adapters].concat(), &[&settings[..], more].concat()).output().unwrap().into()
+    };
+    let added = add(&["hub:acme/one", "hub:acme/two/loras/a.gguf", "x=hub:acme/two@main/loras/b.gguf"], &[]).json();
+    let names: Vec<_> = added["added"].as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["one", "a", "x"]);
+    let offline = [("HF_HUB_OFFLINE", "1")];
+    add(&["again=hub:acme/one", "again_a=hub:acme/two/loras/a.gguf"], &offline).ok();
+    let several = add(&["hub:acme/two/loras"], &[]).failed(1);
+    assert_contains(&several, &["it holds several GGUF files; name one: hub:acme/two/loras/a.gguf"]);
+    assert_contains(&add(&["hub:acme/two/loras/c.gguf"], &[]).failed(1), &["no loras/c.gguf; it has loras/a.gguf"]);
+}
+
+#[test]
 fn a_repository_that_cannot_be_downloaded_is_refused_by_its_name() {
     let work = tempfile::tempdir().unwrap();
     let (from, empty) = (adapter(work.path()), work.path().join("empty"));

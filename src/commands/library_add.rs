@@ -37,8 +37,8 @@ pub struct AddArgs {
     /// behavior is unchanged; the image encoder is left as in the base
     #[arg(long)]
     skip_image_encoder: bool,
-    /// Adapter folders, GGUF adapters (FILE.gguf), hub:ORG/NAME[@REV][/FOLDER], or hub:ORG/PATTERN with * for any text; the
-    /// name of an expert defaults to that of its folder, file or repository
+    /// Adapter folders, GGUF adapters (FILE.gguf), hub:ORG/NAME[@REV][/FOLDER] or [/FILE.gguf], or hub:ORG/PATTERN with * for
+    /// any text; the name of an expert defaults to that of its folder, file or repository
     #[arg(required = true, value_name = "[NAME=]DIR")]
     adapters: Vec<NamedFolder>,
 }

@@ -1,9 +1,11 @@
-//! The files of adapters on the Hub: `hub:ORG/NAME[@REV][/FOLDER]`, and `hub:ORG/PATTERN` for all that match.
+//! The files of adapters on the Hub: `hub:ORG/NAME[@REV]`, with `/FOLDER` or `/FILE.gguf` of one within it, and
+//! `hub:ORG/PATTERN` for all that match.
 
 use super::client::HubClient;
 use super::glob;
 use super::repository::{Repository, RepositoryKind};
 use super::snapshot::{NeededFiles, RemoteSnapshot, snapshot};
+use crate::base::base_source::is_gguf;
 use crate::command_context::CommandContext;
 use anyhow::{Context as _, Result, bail, ensure};
 use lorakit_adapter::{CONFIG_FILE, EXPERT_RECORD_FILE, WEIGHTS_FILE};
@@ -11,11 +13,11 @@ use std::path::{Path, PathBuf};
 
 /// An adapter of the Hub.
 pub struct HubAdapter {
-    /// The name of its folder, or of the repository.
+    /// The name of its folder or GGUF file, or of the repository.
     pub name: String,
     /// Its repository, as it is typed.
     pub repository: String,
-    /// Its folder in the local cache, or why it could not be downloaded.
+    /// Its folder or GGUF file in the local cache, or why it could not be downloaded.
     pub folder: Result<PathBuf>,
 }
 
@@ -24,8 +26,13 @@ pub fn fetch(spec: &str, context: &CommandContext) -> Result<Vec<HubAdapter>> {
     let named = |repository: Repository, folder: &str| {
         let last = if folder.is_empty() { &repository.name } else { folder };
         let name = last.rsplit('/').next().unwrap_or_default().to_owned();
-        let files = AdapterFiles { folder: folder.to_owned() };
-        let cached = snapshot(&repository, &files, context).map(|snapshot| snapshot.join(folder));
+        if is_gguf(Path::new(folder)) {
+            let name = Path::new(&name).file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            let cached = snapshot(&repository, &GgufAdapterFile(folder), context).map(|snapshot| snapshot.join(folder));
+            return HubAdapter { name, repository: format!("{repository}/{folder}"), folder: cached };
+        }
+        let files = AdapterFiles { folder: folder.to_owned(), typed: repository.to_string() };
+        let cached = snapshot(&repository, &files, context).map(|snapshot| in_folder(&snapshot.join(folder)));
         HubAdapter { name, repository: repository.to_string(), folder: cached }
     };
     if spec.contains('*') {
@@ -33,8 +40,24 @@ pub fn fetch(spec: &str, context: &CommandContext) -> Result<Vec<HubAdapter>> {
     }
     match Repository::parse(RepositoryKind::Model, spec) {
         Some((repository, folder)) => Ok(vec![named(repository, folder)]),
-        None => bail!("hub:{spec}: expected hub:ORG/NAME[@REV][/FOLDER], or hub:ORG/PATTERN with * for any text"),
+        None => bail!(
+            "hub:{spec}: expected hub:ORG/NAME[@REV][/FOLDER], a file of it with /FILE.gguf, or hub:ORG/PATTERN with * for \
+             any text"
+        ),
     }
+}
+
+/// The adapter in a folder: its only GGUF file where it holds nothing else, or the folder.
+fn in_folder(folder: &Path) -> PathBuf {
+    only_gguf(folder).unwrap_or_else(|| folder.to_owned())
+}
+
+/// The GGUF file of a folder that has one, and no PEFT adapter.
+fn only_gguf(folder: &Path) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut files = entries.map(|entry| entry.path()).filter(|path| is_gguf(path));
+    let only = files.next().filter(|_| !folder.join(CONFIG_FILE).exists())?;
+    files.next().is_none().then_some(only)
 }
 
 /// The repositories whose names match `ORG/PATTERN`, by name.
@@ -63,6 +86,21 @@ fn matching(spec: &str) -> Result<Vec<Repository>> {
 /// The files of an adapter in a folder of a repository.
 struct AdapterFiles {
     folder: String,
+    /// The repository as it is typed, for messages.
+    typed: String,
+}
+
+/// A GGUF adapter, by its path in a repository.
+struct GgufAdapterFile<'a>(&'a str);
+
+impl NeededFiles for GgufAdapterFile<'_> {
+    fn download(&self, remote: &RemoteSnapshot<'_>) -> Result<()> {
+        remote.info.files().filter(|file| *file == self.0).try_for_each(|file| remote.get(file).map(drop))
+    }
+
+    fn missing(&self, folder: &Path) -> Option<String> {
+        (!folder.join(self.0).exists()).then(|| self.0.to_owned())
+    }
 }
 
 impl NeededFiles for AdapterFiles {
@@ -73,6 +111,14 @@ impl NeededFiles for AdapterFiles {
         };
         let files: Vec<&str> = remote.info.files().filter(own).collect();
         let name = |file: &str| file.rsplit('/').next().unwrap_or_default().to_owned();
+        if !files.iter().any(|file| name(file) == CONFIG_FILE) {
+            let ggufs: Vec<&str> = files.iter().copied().filter(|file| is_gguf(Path::new(file))).collect();
+            match ggufs[..] {
+                [] => {}
+                [only] => return remote.get(only).map(drop),
+                [first, ..] => bail!("it holds several GGUF files; name one: {}/{first}", self.typed),
+            }
+        }
         let has_safetensors = files.iter().any(|file| name(file) == WEIGHTS_FILE);
         // Older adapters have a pickle or shards, for which the reader says what to do.
         let is_weights = |name: &str| name == WEIGHTS_FILE || (!has_safetensors && name.starts_with("adapter_model"));
@@ -89,7 +135,7 @@ impl NeededFiles for AdapterFiles {
             within => format!("{within}/{file}"),
         };
         if !folder.join(CONFIG_FILE).exists() {
-            return Some(shown(CONFIG_FILE));
+            return only_gguf(&folder).is_none().then(|| shown(CONFIG_FILE));
         }
         let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
         let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
@@ -99,6 +145,11 @@ impl NeededFiles for AdapterFiles {
             true => Some(shown(WEIGHTS_FILE)),
             false => absent_shard(&weights).map(|shard| shown(&shard)),
         }
+    }
+
+    /// One GGUF file that is there may be one of several.
+    fn suffices(&self, folder: &Path) -> bool {
+        self.missing(folder).is_none() && only_gguf(&folder.join(&self.folder)).is_none()
     }
 }
 
