@@ -6,6 +6,7 @@ use std::ops::Range;
 use fancy_regex::{Regex, RegexBuilder};
 
 use crate::error::{AdapterError, Result};
+use crate::peft::python_pattern::from_python;
 
 /// The limit of backtracking steps on one path. Honest patterns need a few hundred.
 const BACKTRACK_LIMIT: usize = 100_000;
@@ -63,9 +64,10 @@ impl PathPattern {
             let built = RegexBuilder::new(text).backtrack_limit(BACKTRACK_LIMIT).build();
             built.map_err(|error| AdapterError::Regex { pattern: source.to_owned(), source: Box::new(error) })
         };
+        let translated = from_python(source);
         // On its own first: `a)|(b` is an error, which the wrapping would turn into another pattern.
-        compile(source)?;
-        let regex = compile(&format!("{before}{source}{after}"))?;
+        compile(&translated)?;
+        let regex = compile(&format!("{before}{translated}{after}"))?;
         Ok(Self { source: source.to_owned(), regex })
     }
 
@@ -127,6 +129,14 @@ mod tests {
         assert!(pattern.matches("model.layers.0.self_attn.q_proj").unwrap());
         assert!(!pattern.matches("model.layers.0.self_attn.q_proj.extra").unwrap());
         assert!(!PathPattern::whole("q_proj").unwrap().matches("model.q_proj").unwrap());
+    }
+
+    #[test]
+    fn operators_that_python_does_not_have_are_characters() {
+        let pattern = PathPattern::whole(r"(?a).*\.[q&&v]_proj").unwrap();
+        assert!(pattern.matches("model.layers.0.self_attn.v_proj").unwrap());
+        assert!(!pattern.matches("model.layers.0.self_attn.k_proj").unwrap());
+        assert_eq!(pattern.source(), r"(?a).*\.[q&&v]_proj");
     }
 
     #[test]
