@@ -1,6 +1,6 @@
 //! Reports a merge as JSON, and as tables.
 
-use crate::output::text_table::{number, table};
+use crate::output::text_table::{magnitude, number, table};
 use anyhow::Result;
 use lorakit_fit::pluralize;
 use lorakit_fit::{FitRecord, MergeRecord, MergedExpert};
@@ -136,12 +136,17 @@ impl MergeDocument<'_> {
         let float = |value: f64, digits: usize| number(Some(value), digits);
         let experts = self.experts.iter();
         let experts = experts.map(|expert| {
-            vec![expert.name.to_owned(), float(expert.weight, 4), float(expert.norm, 4), float(expert.cosine, 4)]
+            vec![
+                expert.name.to_owned(),
+                magnitude(expert.weight, 4),
+                magnitude(expert.norm, 4),
+                float(expert.cosine, 4),
+            ]
         });
         let mut tables = table(["expert", "weight", "norm", "cosine with merged"], experts);
         if verbose {
             let modules = self.modules.iter().map(|module| {
-                let numbers = [float(module.norm, 4), float(module.retained, 6), float(module.error, 6)];
+                let numbers = [magnitude(module.norm, 4), float(module.retained, 6), float(module.error, 6)];
                 [module.module.to_owned(), module.rank.to_string()].into_iter().chain(numbers).collect()
             });
             tables = format!("{tables}\n\n{}", table(["module", "rank", "norm", "retained", "error"], modules));
@@ -175,7 +180,7 @@ impl MergeDocument<'_> {
             (None, Some(calibration)) => format!("{} calibrated by {calibration}", self.method),
             (None, None) => self.method.to_owned(),
         };
-        let (modules, norm) = (pluralize(self.modules.len(), "module"), float(self.norm, 4));
+        let (modules, norm) = (pluralize(self.modules.len(), "module"), magnitude(self.norm, 4));
         format!("{tables}\n\n{method}: {modules}, {ranks}, norm {norm}{kept}\n{end}")
     }
 }

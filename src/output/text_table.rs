@@ -102,6 +102,14 @@ pub fn number(value: Option<f64>, digits: usize) -> String {
     value.map_or_else(|| ABSENT.to_owned(), |value| format!("{value:.digits$}"))
 }
 
+/// A number with `digits` decimals, in scientific notation where these would show nothing of it, or it would be very long.
+pub fn magnitude(value: f64, digits: usize) -> String {
+    match value == 0.0 || (1e-4..1e6).contains(&value.abs()) {
+        true => format!("{value:.digits$}"),
+        false => format!("{value:.digits$e}"),
+    }
+}
+
 /// A size in bytes with a binary unit.
 pub fn bytes(count: u64) -> String {
     let units = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
@@ -120,6 +128,14 @@ mod tests {
         let rows = [vec!["a".to_owned(), "1.50".to_owned()], vec!["bcd".to_owned(), ABSENT.to_owned()]];
         let text = table(["name", "loss"], rows);
         assert!(text.lines().any(|line| line.contains(" bcd      –")), "{text}");
+    }
+
+    #[test]
+    fn very_large_and_very_small_numbers_are_scientific() {
+        let found = [0.0, 1e-4, -12.5, 999_999.0, 1e38, -1e-30].map(|value| magnitude(value, 4));
+        assert_eq!(found, ["0.0000", "0.0001", "-12.5000", "999999.0000", "1.0000e38", "-1.0000e-30"]);
+        let rows = [vec!["a".to_owned(), magnitude(1e38, 4)], vec!["b".to_owned(), magnitude(0.5, 4)]];
+        assert!(table(["name", "weight"], rows).lines().any(|line| line.ends_with("    0.5000")), "right-aligned");
     }
 
     #[test]
