@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use half::f16;
 use lorakit_format::gguf::{GgmlType, GgufEntry, GgufFile, GgufValue};
 
 use crate::adapter::Adapter;
@@ -13,7 +14,9 @@ use crate::gguf_names::{
 use crate::library::base_identity::BaseIdentity;
 use crate::low_rank::LowRank;
 use crate::matrix::{Matrix, Precision};
+use crate::name_list::quote_names;
 use crate::peft::peft_config::AdapterMetadata;
+use crate::warning::Warning;
 
 const ALPHA: &str = "adapter.lora.alpha";
 const ARCHITECTURE: &str = "general.architecture";
@@ -43,6 +46,8 @@ struct GgufLora<'a> {
     alpha: f64,
     /// A and B by the tensor that they change.
     pairs: BTreeMap<&'a str, [Option<&'a GgufEntry>; 2]>,
+    /// The names of whole weights of norms.
+    norms: Vec<&'a str>,
 }
 
 impl<'a> GgufLora<'a> {
@@ -79,7 +84,12 @@ impl<'a> GgufLora<'a> {
         };
         let architecture = text(ARCHITECTURE).ok_or_else(|| file.error(format!("key `{ARCHITECTURE}` is missing")))?;
         let mut pairs: BTreeMap<&str, [Option<&GgufEntry>; 2]> = BTreeMap::new();
+        let mut norms = Vec::new();
         for (name, entry) in file.tensors() {
+            if name.ends_with("_norm.weight") {
+                norms.push(name.as_str());
+                continue;
+            }
             let Some((tensor, factor)) =
                 name.rsplit_once('.').filter(|(_, factor)| ["lora_a", "lora_b"].contains(factor))
             else {
@@ -92,7 +102,7 @@ impl<'a> GgufLora<'a> {
         if pairs.is_empty() {
             return Err(file.error("holds no tensors").into());
         }
-        Ok(Self { file, architecture, alpha, pairs })
+        Ok(Self { file, architecture, alpha, pairs, norms })
     }
 
     fn adapter(&self, base: Option<&BaseIdentity>) -> Result<Adapter> {
@@ -119,11 +129,16 @@ impl<'a> GgufLora<'a> {
         }
         let url = self.file.metadata().get(BASE_URL).and_then(GgufValue::as_text);
         let base_model = url.and_then(|url| url.strip_prefix(HUB)).map(str::to_owned);
-        Ok(Adapter::new(modules).with_metadata(AdapterMetadata {
-            base_model,
-            embeddings,
-            ..AdapterMetadata::default()
-        }))
+        let metadata = AdapterMetadata { base_model, embeddings, ..AdapterMetadata::default() };
+        let adapter = Adapter::new(modules).with_metadata(metadata);
+        if self.norms.is_empty() {
+            return Ok(adapter);
+        }
+        let names = quote_names(&self.norms);
+        let text = format!(
+            "whole weights of norms, as of a model that it was extracted from, are left out, as in llama.cpp: {names}"
+        );
+        Ok(adapter.with_warning(Warning::new("norms", text)))
     }
 
     /// The update of a module.
@@ -150,7 +165,7 @@ impl<'a> GgufLora<'a> {
         LowRank::new(a, b, scale)
     }
 
-    /// The values of a tensor, which stay in the file.
+    /// The values of a tensor, which stay in the file unless they are quantized.
     fn matrix(&self, entry: &GgufEntry) -> Result<Matrix> {
         let &[rows, cols] = entry.shape.as_slice() else {
             return Err(AdapterError::Shape(format!("has shape {:?}; expected two dimensions", entry.shape)));
@@ -159,14 +174,27 @@ impl<'a> GgufLora<'a> {
             GgmlType::F32 => Precision::F32,
             GgmlType::F16 => Precision::F16,
             GgmlType::BF16 => Precision::Bf16,
+            GgmlType { name: "Q8_0", .. } => {
+                return Matrix::new(rows, cols, dequantized(&self.file.bytes()[entry.bytes.clone()]));
+            }
             other => {
                 return Err(AdapterError::Tensors(format!(
-                    "found values of type {other}; expected F32, F16 or BF16: convert the adapter with --outtype f16"
+                    "found values of type {other}; expected F32, F16, BF16 or Q8_0: convert the adapter with --outtype f16"
                 )));
             }
         };
         Matrix::in_file([rows, cols], self.file.bytes().clone(), entry.bytes.clone(), precision)
     }
+}
+
+/// The values of blocks of GGML's type Q8_0: a scale in f16, and 32 values of 8 bits.
+fn dequantized(blocks: &[u8]) -> Vec<f32> {
+    let (blocks, _) = blocks.as_chunks::<34>();
+    let values = |block: &[u8; 34]| {
+        let scale = f16::from_le_bytes([block[0], block[1]]).to_f32();
+        block.map(|value| f32::from(value.cast_signed()) * scale).into_iter().skip(2)
+    };
+    blocks.iter().flat_map(values).collect()
 }
 
 /// A matrix with its rows in Hugging Face's order, whose rows are those of `heads` heads in llama.cpp's.
@@ -284,6 +312,37 @@ mod tests {
         let scale = |adapter: Adapter| adapter.modules()["model.layers.0.self_attn.v_proj"].scale();
         assert_eq!(scale(written(|_| {}).unwrap()), 4.0);
         assert_eq!(scale(written(|header| header.metadata.retain(|(key, _)| key != ALPHA)).unwrap()), 1.0);
+    }
+
+    #[test]
+    fn quantized_factors_have_the_values_of_their_blocks() {
+        // A row of 64 values: two blocks with the scales 0.5 and 2.
+        let block = |scale: f32, first: i8| {
+            let values = (0..32).map(|at| (first + at).cast_unsigned());
+            f16::from_f32(scale).to_le_bytes().into_iter().chain(values).collect::<Vec<u8>>()
+        };
+        let row = [block(0.5, -16), block(2.0, 0)].concat();
+        let (_folder, path) = file(|header| {
+            header.tensors[0].shape = vec![2, 64];
+            header.tensors[0].dtype = GgmlType::by_name("Q8_0").unwrap();
+        });
+        let mut bytes = std::fs::read(&path).unwrap();
+        let start = GgufFile::open(&path).unwrap().tensors()["blk.0.attn_v.weight.lora_a"].bytes.clone();
+        bytes[start].copy_from_slice(&row.repeat(2));
+        std::fs::write(&path, bytes).unwrap();
+        let read = Adapter::read_gguf(&path, None).unwrap();
+        let a = read.modules()["model.layers.0.self_attn.v_proj"].a().values().into_owned();
+        assert_eq!((a[0], a[31], a[32], a[33], a[63]), (-8.0, 7.5, 0.0, 2.0, 62.0));
+        assert_eq!(a[..64], a[64..]);
+    }
+
+    /// As mergekit-extract-lora writes them.
+    #[test]
+    fn weights_of_norms_are_left_out_with_a_warning() {
+        let norm = GgufTensor { name: "blk.0.attn_norm.weight".to_owned(), shape: vec![6], dtype: GgmlType::F32 };
+        let read = written(|header| header.tensors.push(norm)).unwrap();
+        assert_eq!(read.modules().len(), 1);
+        assert!(read.warnings()[0].text.contains("`blk.0.attn_norm.weight`"), "{:?}", read.warnings());
     }
 
     #[test]
