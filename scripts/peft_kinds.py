@@ -29,6 +29,9 @@ def model():
 
 
 config = model().config
+generator = torch.Generator().manual_seed(1)
+ids = torch.randint(0, config.vocab_size, (1, 12), generator=generator)
+save_file({"input_ids": ids}, out / "ids.safetensors")
 q = "model.layers.1.self_attn.q_proj"
 KINDS = {
     "plain": ("served", {}),
@@ -49,7 +52,7 @@ KINDS = {
     "saved_mlp": ("converted", {"modules_to_save": ["mlp"]}),
     "saved_embed_tokens": ("converted", {"modules_to_save": ["embed_tokens"]}),
     "lora_bias": ("lora_bias", {"lora_bias": True}),
-    "trainable_tokens": ("trainable_token_indices", {"trainable_token_indices": [1, 5]}),
+    "trainable_tokens": ("converted", {"trainable_token_indices": sorted(set(ids[0, :3].tolist()))}),
     "alora": ("alora_invocation_tokens", {"alora_invocation_tokens": [5, 7]}),
 }
 
@@ -100,9 +103,6 @@ def shard(folder, extension):
     index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
-generator = torch.Generator().manual_seed(1)
-ids = torch.randint(0, config.vocab_size, (1, 12), generator=generator)
-save_file({"input_ids": ids}, out / "ids.safetensors")
 made = {}
 for seed, (name, (expected, settings)) in enumerate(KINDS.items()):
     made[name] = {"expected": expected, "noise": make(name, dict(settings), seed)}

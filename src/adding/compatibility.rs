@@ -4,6 +4,7 @@ use crate::adding::new_expert::{NewExpert, OpenBase};
 use crate::adding::new_experts::NewExperts;
 use anyhow::{Context as _, Result, ensure};
 use lorakit_adapter::{Adapter, Library};
+use lorakit_fit::with_tied_head;
 use std::collections::BTreeSet;
 
 /// Checks an adapter against its base: modules, widths, and what its file holds of the base itself. What has
@@ -12,6 +13,7 @@ pub fn check_base(expert: &mut NewExpert, OpenBase { resolved, base }: &OpenBase
     let (modules, folder) = (base.adaptable_modules(), expert.folder.display().to_string());
     let folder = || folder.clone();
     expert.adapter = expert.adapter.clone().with_modules_of(&modules).with_context(folder)?;
+    expert.adapter = with_tied_head(expert.adapter.clone(), base).with_context(folder)?;
     expert.adapter.check_against(&modules).with_context(folder)?;
     resolved.ensure_own_tensors(&expert.adapter).with_context(folder)?;
     expert.adapter = expert.adapter.clone().with_equal_base_tensors();

@@ -44,13 +44,15 @@ impl OpenBase {
 }
 
 impl NewExpert {
-    /// Reads an adapter folder, whatever form its weights are in, or a GGUF adapter of `base`.
-    pub fn read(named: &NamedFolder, base: Option<&BaseIdentity>) -> Result<Self> {
+    /// Reads an adapter folder, whatever form its weights are in, or a GGUF adapter of `base`. What the folder holds of the
+    /// base itself is compared with it later if `compared`.
+    pub fn read(named: &NamedFolder, base: Option<&BaseIdentity>, compared: bool) -> Result<Self> {
         Ok(Self {
             name: named.name.clone(),
             folder: named.folder.clone(),
             adapter: match is_gguf_file(&named.folder) {
                 true => Adapter::read_gguf(&named.folder, base)?,
+                false if compared => Adapter::read_to_compare(&named.folder)?,
                 false => Adapter::read(&named.folder)?,
             },
             record: record_beside(&named.folder)?,
@@ -67,11 +69,11 @@ impl NewExpert {
         skip_image_encoder: bool,
     ) -> Result<Self> {
         if is_gguf_file(&named.folder) {
-            return Self::read(named, Some(base.identity()));
+            return Self::read(named, Some(base.identity()), true);
         }
         let dense = DenseAdapter::read(&named.folder)?;
         if dense.is_low_rank() && !dense.names_copies() {
-            return Self::read(named, Some(base.identity()));
+            return Self::read(named, Some(base.identity()), true);
         }
         let folder = || named.folder.display().to_string();
         let text = match skip_image_encoder {

@@ -154,10 +154,15 @@ impl ResolvedBase {
                 true => "differs from the base's, and PEFT would load it in its place",
                 false => "the base does not have",
             };
-            ensure!(
-                checkpoint.has_values(&own, values)?,
-                "its file holds a `{name}` that {found}: was the base resized or trained? Name that base, or save the adapter with save_embedding_layers=False"
-            );
+            let advice = match name.ends_with(".bias") {
+                true => {
+                    "was the base trained, or this bias with the adapter? Name that base, or train with bias=\"none\""
+                }
+                false => {
+                    "was the base resized or trained? Name that base, or save the adapter with save_embedding_layers=False"
+                }
+            };
+            ensure!(checkpoint.has_values(&own, values)?, "its file holds a `{name}` that {found}: {advice}");
         }
         Ok(())
     }

@@ -27,7 +27,8 @@ pub struct AddArgs {
     /// Base model of the adapters; it is recorded, and every adapter is checked against it
     #[arg(long, value_name = "B")]
     base: Option<BaseSource>,
-    /// Convert DoRA and modules_to_save to plain LoRA of rank R; --base must be the base that they were trained on
+    /// Convert DoRA, modules_to_save and trainable_token_indices to plain LoRA of rank R; --base must be the base that they
+    /// were trained on
     #[arg(long, value_name = "svd:rank=R", requires = "base")]
     convert: Option<SvdRank>,
     /// Add the other adapters where some are refused, instead of none
@@ -65,7 +66,7 @@ pub fn run(args: &AddArgs, context: &CommandContext) -> Result<()> {
     let identity = base.as_ref().map(|open| open.base.identity()).or(recorded.as_ref());
     let mut experts = NewExperts::read(folders, |named| match (args.convert, &base) {
         (Some(SvdRank(rank)), Some(base)) => NewExpert::convert(named, base, rank, args.skip_image_encoder),
-        _ => NewExpert::read(named, identity),
+        _ => NewExpert::read(named, identity, base.is_some()),
     });
     if args.skip_image_encoder {
         experts.leave_out_image_encoders();

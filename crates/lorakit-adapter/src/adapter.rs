@@ -29,6 +29,8 @@ pub struct Adapter {
     target_names: TargetNames,
     warnings: Vec<Warning>,
     base_tensors: BTreeMap<String, Matrix>,
+    /// Whether the head has the embedding's update, transposed, over a base that ties them.
+    pub(crate) head_follows: bool,
 }
 
 impl Adapter {
@@ -43,6 +45,7 @@ impl Adapter {
             target_names: TargetNames::WholePaths,
             warnings: Vec::new(),
             base_tensors: BTreeMap::new(),
+            head_follows: false,
         }
     }
 
@@ -60,6 +63,7 @@ impl Adapter {
             target_names,
             warnings,
             base_tensors: BTreeMap::new(),
+            head_follows: false,
         }
     }
 
@@ -100,6 +104,19 @@ impl Adapter {
     /// The same adapter with this warning in place of one of the same subject, if it has one.
     pub(crate) fn with_warning_replaced(mut self, warning: &Warning) -> Self {
         self.warnings.iter_mut().filter(|own| own.subject == warning.subject).for_each(|own| *own = warning.clone());
+        self
+    }
+
+    /// The same adapter without warnings of this subject.
+    pub(crate) fn without_warning(mut self, subject: &str) -> Self {
+        self.warnings.retain(|own| own.subject != subject);
+        self
+    }
+
+    /// The same adapter with the update of another module.
+    pub(crate) fn with_module(mut self, path: &str, update: LowRank) -> Self {
+        self.modules.insert(path.to_owned(), update);
+        self.target_names = TargetNames::WholePaths;
         self
     }
 

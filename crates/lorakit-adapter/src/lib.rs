@@ -69,6 +69,7 @@ pub use gguf_names::llama_cpp_row_order;
 pub use image_encoder::IMAGE_MODULES;
 pub use import::dense_adapter::DenseAdapter;
 pub use import::mttl_library::{MttlExpert, mttl_experts};
+pub use import::token_rows::TokenRows;
 pub use library::base_identity::BaseIdentity;
 pub use library::expert_name::ensure_expert_name;
 pub use library::expert_record::{ExpertRecord, TaskRecord};

@@ -80,7 +80,7 @@ pub use merge_record::{
     FitRecord, MERGE_RECORD_FILE, MergeRecord, MergedBaseRecord, MergedExpert, read_merge_record,
     read_merged_base_record, record_of_model,
 };
-pub use open_library::{OpenLibrary, ensure_same_base, open_adapter, recorded_tasks};
+pub use open_library::{OpenLibrary, ensure_same_base, open_adapter, recorded_tasks, with_tied_head};
 pub use pluralize::pluralize;
 pub use record_file::record_beside;
 pub use reporter::{Reporter, Silent, TrainingHooks};

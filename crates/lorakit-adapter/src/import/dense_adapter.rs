@@ -1,5 +1,6 @@
-//! Adapters that change some weights by more than a low rank: by DoRA (<https://arxiv.org/abs/2402.09353>), or by whole
-//! copies of modules (`modules_to_save`). They are no adapters here until they are converted.
+//! Adapters that change some weights otherwise than by A and B: by DoRA (<https://arxiv.org/abs/2402.09353>), by whole
+//! copies of modules (`modules_to_save`), or by new rows of single tokens (`trainable_token_indices`). They are no adapters
+//! here until they are converted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -8,11 +9,13 @@ use crate::adapter::Adapter;
 use crate::base_module::BaseModule;
 use crate::error::{AdapterError, Result, Within};
 use crate::image_encoder::{ImageTensors, is_of_images};
+use crate::import::token_rows::TokenRows;
 use crate::low_rank::LowRank;
 use crate::matrix::Matrix;
 use crate::name_list::quote_names;
 use crate::peft::adapter_files::CONFIG_FILE;
 use crate::peft::adapter_tensor::AdapterTensor;
+use crate::peft::base_tensors::Biases;
 use crate::peft::peft_config::{BeyondLora, PeftConfig};
 use crate::peft::read_peft::from_parts;
 use crate::peft::target_modules::ends_with_name;
@@ -32,13 +35,14 @@ pub struct DenseAdapter {
     low_rank: Adapter,
     magnitudes: BTreeMap<String, Matrix>,
     copies: BTreeMap<String, Matrix>,
+    token_rows: BTreeMap<String, TokenRows>,
     saved_modules: Vec<String>,
     /// Those of `saved_modules` that no tensor of the file is for.
     uncopied: Vec<String>,
 }
 
 impl DenseAdapter {
-    /// Reads a PEFT folder, in which DoRA and whole copies of modules are allowed besides a LoRA.
+    /// Reads a PEFT folder, in which DoRA, whole copies of modules and rows of single tokens are allowed besides a LoRA.
     ///
     /// # Errors
     /// As [`Adapter::read`], for anything else; if a module lacks the magnitude that `use_dora` gives it.
@@ -51,13 +55,16 @@ impl DenseAdapter {
     fn of(config: PeftConfig, tensors: Vec<AdapterTensor>) -> Result<Self> {
         let (mut rest, mut magnitudes, mut copies) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
         let (mut biases, mut copied) = (BTreeMap::new(), BTreeSet::new());
-        let BeyondLora { dora, saved_modules } = config.beyond_lora.clone();
+        let mut token_rows = BTreeMap::new();
+        let BeyondLora { dora, saved_modules, token_indices } = config.beyond_lora.clone();
         for tensor in tensors {
             let name = Unwrapped::of(&tensor.key);
             copied.extend(saved_modules.iter().filter(|saved| is_copy_of(&name, saved)).cloned());
             let path = &name.path;
             if let Some((module, _)) = path.rsplit_once(MAGNITUDE) {
                 magnitudes.insert(module.to_owned(), tensor.rows()?);
+            } else if let Some(module) = TokenRows::module_of(path) {
+                token_rows.insert(module.to_owned(), TokenRows::of(module, tensor, &token_indices)?);
             } else if is_of_images(path) && !path.contains(".lora_") {
                 // A whole tower may be saved, with tensors of all kinds.
                 copies.insert(name.path, tensor.rows()?);
@@ -71,7 +78,13 @@ impl DenseAdapter {
                 rest.push(tensor);
             }
         }
-        let low_rank = from_parts(config, rest)?.with_base_tensors(biases);
+        if token_rows.is_empty() && !token_indices.is_empty() {
+            return Err(AdapterError::Tensors(
+                "trainable_token_indices is set, and the file holds no trainable_tokens_delta; it is incomplete"
+                    .to_owned(),
+            ));
+        }
+        let low_rank = from_parts(config, rest, Biases::OfBase)?.with_base_tensors(biases);
         check_magnitudes(&low_rank, &magnitudes, dora)?;
         if let Some(both) = copies.keys().find(|path| low_rank.modules().contains_key(*path)) {
             return Err(AdapterError::Tensors(format!(
@@ -79,7 +92,7 @@ impl DenseAdapter {
             )));
         }
         let uncopied = saved_modules.iter().filter(|saved| !copied.contains(*saved)).cloned().collect();
-        Ok(Self { low_rank, magnitudes, copies, saved_modules, uncopied })
+        Ok(Self { low_rank, magnitudes, copies, token_rows, saved_modules, uncopied })
     }
 
     /// The LoRA: the whole adapter where nothing has full rank.
@@ -99,6 +112,11 @@ impl DenseAdapter {
         &self.copies
     }
 
+    /// The rows that replace the base's, by embedding or head.
+    pub fn token_rows(&self) -> &BTreeMap<String, TokenRows> {
+        &self.token_rows
+    }
+
     /// The LoRA with `updates` in place of what has full rank, of which some are of `embeddings`.
     pub fn with_updates(&self, updates: BTreeMap<String, LowRank>, embeddings: BTreeSet<String>) -> Adapter {
         let mut modules = self.low_rank.modules().clone();
@@ -113,15 +131,17 @@ impl DenseAdapter {
     /// The same adapter with the module paths of a base whose text model is within a multimodal one or alone, as
     /// [`Adapter::with_modules_of`] renames them.
     pub fn with_text_model_paths_of(self, base: &[BaseModule]) -> Self {
-        let paths = self.low_rank.modules().keys().chain(self.copies.keys());
+        let paths = self.low_rank.modules().keys().chain(self.copies.keys()).chain(self.token_rows.keys());
         let Some(renaming) = TextModelRenaming::of(paths, base) else { return self };
         let renamed = |matrices: BTreeMap<String, Matrix>| {
             matrices.into_iter().map(|(path, values)| (renaming.path(&path), values)).collect()
         };
+        let token_rows = self.token_rows.into_iter().map(|(path, rows)| (renaming.path(&path), rows)).collect();
         Self {
             low_rank: self.low_rank.with_text_model_paths(&renaming),
             magnitudes: renamed(self.magnitudes),
             copies: renamed(self.copies),
+            token_rows,
             ..self
         }
     }
@@ -189,7 +209,7 @@ impl DenseAdapter {
 
     /// Whether it is a LoRA and nothing else.
     pub fn is_low_rank(&self) -> bool {
-        self.magnitudes.is_empty() && self.copies.is_empty()
+        self.magnitudes.is_empty() && self.copies.is_empty() && self.token_rows.is_empty()
     }
 }
 

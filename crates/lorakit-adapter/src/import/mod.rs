@@ -7,4 +7,5 @@ pub(crate) mod peft_pickle;
 mod pickle;
 mod pickle_machine;
 mod pickle_value;
+pub(crate) mod token_rows;
 mod torch_file;

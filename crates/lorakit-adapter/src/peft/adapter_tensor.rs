@@ -70,6 +70,11 @@ impl AdapterTensor {
         let [rows, cols] = self.dimensions()?;
         match self.values {
             Values::Owned(values) => Matrix::new(rows, cols, values),
+            // Rounded, as PEFT rounds them.
+            Values::InFile { file, bytes, dtype: Dtype::F64 } => {
+                let values = file[bytes].as_chunks().0.iter().map(|value| f64::from_le_bytes(*value) as f32);
+                Matrix::new(rows, cols, values.collect())
+            }
             Values::InFile { file, bytes, dtype } => {
                 precision(dtype).and_then(|precision| Matrix::in_file([rows, cols], file, bytes, precision))
             }
@@ -83,6 +88,6 @@ fn precision(dtype: Dtype) -> Result<Precision> {
         Dtype::F32 => Ok(Precision::F32),
         Dtype::F16 => Ok(Precision::F16),
         Dtype::BF16 => Ok(Precision::Bf16),
-        other => Err(AdapterError::Tensors(format!("found values of type {other:?}; expected F32, F16 or BF16"))),
+        other => Err(AdapterError::Tensors(format!("found values of type {other:?}; expected F32, F16, BF16 or F64"))),
     }
 }

@@ -19,6 +19,15 @@ const EMBEDDING_NAMES: [&str; 2] = ["embed_tokens", "lm_head"];
 /// The subject of the warning about weights of the base.
 const SAVED: &str = "base_layer";
 
+/// What becomes of biases of the base other than zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Biases {
+    /// They are refused: trained ones are no low-rank update.
+    Refused,
+    /// They must be the base's, with which they are compared later.
+    OfBase,
+}
+
 /// What a tensor is that belongs to no LoRA.
 enum BaseTensor {
     /// The base's tensor of this name: its weight, or a weight or bias that comes with an embedding.
@@ -29,10 +38,11 @@ enum BaseTensor {
     LoraBias,
 }
 
-/// The tensors without those of the base, and those by their names in the base. Biases must be zero to be among them, and
-/// zero biases of lora_B are left out.
+/// The tensors without those of the base, and those by their names in the base. Biases must be zero to be among them, or
+/// else `biases` decides; zero biases of lora_B are left out.
 pub(crate) fn without_base_tensors(
     tensors: Vec<AdapterTensor>,
+    biases: Biases,
     warnings: &mut Vec<Warning>,
 ) -> Result<(Vec<AdapterTensor>, BTreeMap<String, Matrix>)> {
     let (mut kept, mut of_base) = (Vec::new(), BTreeMap::new());
@@ -45,13 +55,18 @@ pub(crate) fn without_base_tensors(
                 insert(&mut of_base, name, tensor)?;
             }
             Some(bias) => {
-                if tensor.clone().rows()?.values().iter().any(|value| *value != 0.0) {
-                    kept.push(tensor);
-                    continue;
-                }
-                zero.push(tensor.key.clone());
-                if let BaseTensor::Bias(name) = bias {
-                    insert(&mut of_base, name, tensor)?;
+                let is_zero = tensor.clone().rows()?.values().iter().all(|value| *value == 0.0);
+                match bias {
+                    BaseTensor::Bias(name) if is_zero || biases == Biases::OfBase => {
+                        if is_zero {
+                            zero.push(tensor.key.clone())
+                        } else {
+                            saved.push(name.clone())
+                        }
+                        insert(&mut of_base, name, tensor)?;
+                    }
+                    _ if is_zero => zero.push(tensor.key.clone()),
+                    _ => kept.push(tensor),
                 }
             }
         }
@@ -85,7 +100,7 @@ impl Adapter {
     pub fn with_equal_base_tensors(self) -> Self {
         let names: Vec<&String> = self.base_tensors().keys().collect();
         let text = format!(
-            "copies of the base's own weights, which PEFT saves with an embedding, are left out: {}",
+            "copies of the base's own weights, which PEFT saves with an embedding or under `bias`, are left out: {}",
             quote_names(&names)
         );
         self.with_warning_replaced(&Warning::new(SAVED, text))

@@ -2,7 +2,7 @@
 
 pub(crate) mod adapter_files;
 pub(crate) mod adapter_tensor;
-mod base_tensors;
+pub(crate) mod base_tensors;
 mod config_json;
 pub(crate) mod path_pattern;
 pub(crate) mod peft_config;
@@ -16,5 +16,6 @@ pub(crate) mod tensor_key;
 pub(crate) mod unsupported;
 mod validate;
 pub(crate) mod weight_files;
+mod weight_tying;
 pub(crate) mod wrapper_prefix;
 mod write_peft;

@@ -1,8 +1,9 @@
 //! adapter_config.json, PEFT's configuration of an adapter (keys as of PEFT 0.21).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use lorakit_format::non_finite_json::replace_non_finite;
 use lorakit_format::read_text_up_to;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -77,6 +78,9 @@ pub(crate) struct BeyondLora {
     pub(crate) dora: bool,
     /// The ends of the paths of modules of which the file holds whole copies (`modules_to_save`).
     pub(crate) saved_modules: Vec<String>,
+    /// The tokens with rows of their own, by the end of the embedding's path; by an empty one for any embedding
+    /// (`trainable_token_indices`).
+    pub(crate) token_indices: BTreeMap<String, Vec<usize>>,
 }
 
 /// PEFT's task types.
@@ -110,7 +114,7 @@ impl PeftConfig {
         Self::parse(&text).within_file(path)
     }
 
-    /// Reads the file at `path`, in which DoRA and whole copies of modules are allowed besides a LoRA.
+    /// Reads the file at `path`, in which DoRA, whole copies of modules and rows of tokens are allowed besides a LoRA.
     ///
     /// # Errors
     /// As [`read`](Self::read), for anything else.
@@ -119,6 +123,9 @@ impl PeftConfig {
         let take = |validator: &mut Validator| BeyondLora {
             dora: validator.take_as("use_dora", "true or false", Value::as_bool).unwrap_or(false),
             saved_modules: validator.take_as("modules_to_save", "a list of names", strings).unwrap_or_default(),
+            token_indices: validator
+                .take_as("trainable_token_indices", "token ids, or these by embedding", token_indices)
+                .unwrap_or_default(),
         };
         Self::parse_after(&text, take).within_file(path)
     }
@@ -134,7 +141,9 @@ impl PeftConfig {
 
     /// The same after `take` has taken the keys that a plain LoRA does not have.
     fn parse_after(json: &str, take: impl FnOnce(&mut Validator) -> BeyondLora) -> Result<Self> {
-        let mut validator = Validator::new(serde_json::from_str(json).map_err(AdapterError::ConfigJson)?);
+        // A text, so that a key that needs a number is refused with what Python wrote.
+        let json = replace_non_finite(json.as_bytes(), |word| format!("\"{word}\""));
+        let mut validator = Validator::new(serde_json::from_slice(&json).map_err(AdapterError::ConfigJson)?);
         check_peft_type(&mut validator)?;
         let beyond_lora = take(&mut validator);
         let rank = read_rank(&mut validator);
@@ -368,9 +377,12 @@ fn check_biases(validator: &mut Validator) {
     let bias = validator.take_as("bias", "none, all or lora_only", |value| value.as_str().map(str::to_owned));
     match bias.as_deref() {
         None | Some("none") => {}
-        Some(bias @ ("all" | "lora_only")) => {
-            validator.warn("bias", format!("found \"{bias}\": accepted where the file holds no bias, or only zeros"))
-        }
+        Some(bias @ ("all" | "lora_only")) => validator.warn(
+            "bias",
+            format!(
+                "found \"{bias}\": accepted where the file holds no bias, only zeros, or with --base B the base's own"
+            ),
+        ),
         Some(other) => validator.refuse("bias", format!("found \"{other}\"; expected none, all or lora_only")),
     }
     if validator.take_as("lora_bias", "true or false", Value::as_bool) == Some(true) {
@@ -416,6 +428,20 @@ fn strings(value: &Value) -> Option<Vec<String>> {
         Value::Array(items) => items.iter().map(|item| item.as_str().map(str::to_owned)).collect(),
         _ => None,
     }
+}
+
+/// A list of tokens, or one for each name of a module; none of it is empty.
+fn token_indices(value: &Value) -> Option<BTreeMap<String, Vec<usize>>> {
+    let tokens = |value: &Value| -> Option<Vec<usize>> {
+        value.as_array()?.iter().map(|token| usize::try_from(token.as_u64()?).ok()).collect()
+    };
+    let named: BTreeMap<String, Vec<usize>> = match value {
+        Value::Object(modules) => {
+            modules.iter().map(|(name, value)| Some((name.clone(), tokens(value)?))).collect::<Option<_>>()?
+        }
+        _ => [(String::new(), tokens(value)?)].into(),
+    };
+    Some(named.into_iter().filter(|(_, tokens)| !tokens.is_empty()).collect())
 }
 
 /// A number, or a list of numbers.

@@ -11,7 +11,7 @@ use crate::low_rank::LowRank;
 use crate::name_list::quote_names;
 use crate::peft::adapter_files::CONFIG_FILE;
 use crate::peft::adapter_tensor::AdapterTensor;
-use crate::peft::base_tensors::without_base_tensors;
+use crate::peft::base_tensors::{Biases, without_base_tensors};
 use crate::peft::peft_config::PeftConfig;
 use crate::peft::selection::Selection;
 use crate::peft::target_modules::Targets;
@@ -29,11 +29,37 @@ impl Adapter {
     /// If the folder holds anything but one complete, plain LoRA adapter. The error names the file and the key or tensor,
     /// what was expected and found, and what to do.
     pub fn read(dir: &Path) -> Result<Self> {
+        Self::read_with(dir, Biases::Refused)
+    }
+
+    /// As [`read`](Self::read), to compare what the file holds of the base with it: [`Adapter::base_tensors`] also has
+    /// biases other than zero, which are the base's or else are no low-rank update.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn read_to_compare(dir: &Path) -> Result<Self> {
+        Self::read_with(dir, Biases::OfBase)
+    }
+
+    fn read_with(dir: &Path, biases: Biases) -> Result<Self> {
         check_config_exists(dir)?;
         let config = PeftConfig::read(&dir.join(CONFIG_FILE))?;
         let files = PeftWeightFiles::find(dir)?;
         let tensors = files.tensors()?;
-        from_parts(config, tensors).within_file(files.place(dir))
+        from_parts(config, tensors, biases).within_file(files.place(dir))
+    }
+
+    /// An adapter from a configuration and tensors from elsewhere than a file, checked as strictly: key, shape and
+    /// row-major values of each.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn from_tensors(
+        config: PeftConfig,
+        tensors: impl IntoIterator<Item = (String, Vec<usize>, Vec<f32>)>,
+    ) -> Result<Self> {
+        let tensors = tensors.into_iter().map(|(key, shape, values)| AdapterTensor::owned(key, shape, values));
+        from_parts(config, tensors.collect(), Biases::Refused)
     }
 }
 
@@ -92,15 +118,16 @@ impl Pair {
 }
 
 /// The adapter with the configuration `config` and the weights `tensors`.
-pub(crate) fn from_parts(mut config: PeftConfig, tensors: Vec<AdapterTensor>) -> Result<Adapter> {
+pub(crate) fn from_parts(mut config: PeftConfig, tensors: Vec<AdapterTensor>, biases: Biases) -> Result<Adapter> {
     if tensors.is_empty() {
         return Err(AdapterError::Tensors("the file holds no tensors".to_owned()));
     }
     let mut warnings = config.warnings.clone();
-    let (tensors, base_tensors) = without_base_tensors(tensors, &mut warnings)?;
+    let (tensors, base_tensors) = without_base_tensors(tensors, biases, &mut warnings)?;
     let mut pairs = pair_by_module(tensors, &mut warnings)?;
     // The head of a tied embedding is adapted with it, whether or not target_modules names it.
-    let is_tied_head = |path: &str| config.weight_tying && path.rsplit('.').next() == Some("lm_head");
+    let weight_tying = config.weight_tying;
+    let is_tied_head = |path: &str| weight_tying && path.rsplit('.').next() == Some("lm_head");
     let paths = pairs.iter().filter(|(path, _)| !is_tied_head(path));
     let paths = paths.map(|(path, pair)| (path.clone(), pair.raw_path.clone())).collect();
     let selection = Selection::of(&config, &paths)?;
@@ -119,7 +146,9 @@ pub(crate) fn from_parts(mut config: PeftConfig, tensors: Vec<AdapterTensor>) ->
             Ok((path, update))
         })
         .collect::<Result<BTreeMap<_, _>>>()?;
-    Ok(Adapter::from_config(modules, config, warnings).with_base_tensors(base_tensors))
+    let head_follows = config.weight_tying && !modules.keys().any(|path| is_tied_head(path));
+    let adapter = Adapter::from_config(modules, config, warnings).with_base_tensors(base_tensors);
+    Ok(if head_follows { adapter.with_following_head() } else { adapter })
 }
 
 /// The tensors by module, each one recognized.

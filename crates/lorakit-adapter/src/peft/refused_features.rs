@@ -5,7 +5,10 @@ use crate::peft::validate::BEYOND_LORA;
 /// Refusals that are no key of [`BEYOND_LORA`].
 const OTHERS: &[(&str, &str)] = &[
     ("peft_type", "anything but LORA: the other methods of PEFT are no low-rank updates s B A"),
-    ("bias", "all and lora_only, where the file holds biases other than zero: they are no low-rank update"),
+    (
+        "bias",
+        "all and lora_only, where the file holds biases other than zero or, with --base, the base's: they are no low-rank update",
+    ),
     ("lora_bias", "where the file holds biases of lora_B other than zero: they are no low-rank update"),
     ("init_lora_weights", "pissa, olora, corda, loftq and lora_ga also change the base's weights"),
     ("values", "keys whose value is of another kind than PEFT takes, such as a rank that is a text"),
@@ -16,7 +19,7 @@ const OTHERS: &[(&str, &str)] = &[
          modules_to_save are converted, a module without its magnitude or copy",
     ),
     ("shapes", "ranks other than r and rank_pattern say, and modules that the base lacks or has in other dimensions"),
-    ("numbers", "NaN, infinity, and types other than F32, F16 and BF16"),
+    ("numbers", "NaN, infinity, and types other than F32, F16, BF16 and F64"),
     ("several", "several adapters in one file; save each on its own"),
     ("unselected", "a configuration that selects none of the modules with tensors"),
 ];

@@ -116,7 +116,9 @@ fn foreign(path: &str) -> &'static str {
     }
     match FOREIGN.iter().find(|(mark, _)| path.contains(mark)) {
         Some((_, meaning)) => meaning,
-        None if path.ends_with(".bias") => "a bias of the base (bias), or of a full copy of a module (modules_to_save)",
+        None if path.ends_with(".bias") => {
+            "a bias of the base (bias), which --base compares, or of a full copy of a module (modules_to_save)"
+        }
         None => "neither a lora_A nor a lora_B; perhaps a full copy of a module (modules_to_save)",
     }
 }

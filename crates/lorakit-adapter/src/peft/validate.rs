@@ -44,8 +44,8 @@ pub(crate) const BEYOND_LORA: &[(&str, &str)] = &[
     ("target_parameters", "it adapts bare parameters (of experts in a mixture); target modules instead"),
     (
         "trainable_token_indices",
-        "it retrains embeddings of single tokens, which is no low-rank update of their input; train a LoRA of the \
-         embedding (embed_tokens in target_modules) instead",
+        "it replaces the embeddings of single tokens; make that low-rank, without loss where R is at least their number, by \
+         `library add --base B --convert svd:rank=R`",
     ),
     ("use_bdlora", "BD-LoRA is block-diagonal; train a plain LoRA"),
     (

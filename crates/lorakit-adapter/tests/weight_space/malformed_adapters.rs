@@ -187,6 +187,20 @@ fn values_of_another_type() {
 }
 
 #[test]
+fn doubles_are_rounded() {
+    let folder = sound();
+    let inner = folder.path().join("a");
+    let values = [1.0 / 3.0, -2.0, 1e-3, 0.1];
+    let bytes: Vec<u8> = values.iter().cycle().take(12).flat_map(|value: &f64| value.to_le_bytes()).collect();
+    change_tensors(&inner, |tensors| {
+        tensors.insert(Q0_A.into(), Stored { dtype: Dtype::F64, shape: vec![2, 6], bytes });
+    });
+    let read = Adapter::read(&inner).unwrap();
+    let a = read.modules()["model.layers.0.self_attn.q_proj"].a().values().into_owned();
+    assert_eq!(a[..4], values.map(|value| value as f32));
+}
+
+#[test]
 fn tensors_other_than_lora_factors() {
     for (key, part) in [
         ("base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector", "DoRA"),

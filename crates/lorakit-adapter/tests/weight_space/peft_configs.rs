@@ -131,6 +131,15 @@ fn all_unsupported_keys_are_named_at_once() {
     assert_eq!(keys, ["bias", "init_lora_weights", "use_dora"]);
 }
 
+/// Python writes NaN, which JSON does not have.
+#[test]
+fn a_nan_is_read_where_it_has_no_effect() {
+    let warnings = parse_with(r#""loraplus": NaN"#).unwrap().warnings;
+    assert!(warnings[0].subject == "loraplus", "{warnings:?}");
+    let refused = parse_with(r#""lora_dropout": NaN"#).unwrap_err().to_string();
+    assert!(refused.contains("lora_dropout: found \"NaN\"; expected a finite number"), "{refused}");
+}
+
 #[test]
 fn keys_without_effect_are_accepted_and_unknown_ones_cause_a_warning() {
     let quiet = r#""use_dora": false, "bias": "none", "modules_to_save": null, "init_lora_weights": "gaussian",

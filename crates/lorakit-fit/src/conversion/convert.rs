@@ -9,7 +9,6 @@ use lorakit_adapter::{Adapter, DenseAdapter, ModuleKind};
 use lorakit_format::rng::{Key, RngCore};
 use lorakit_lora::{Patches, SequenceBatch};
 use lorakit_model::{Base, Checkpoint};
-use lorakit_route::merge::compress;
 use lorakit_route::{Expert, LibraryStack, single_expert};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,7 +43,7 @@ impl Conversion {
 pub struct ConvertedModule {
     /// The module's path.
     pub module: String,
-    /// What it was: `DoRA` or `modules_to_save`.
+    /// What it was: `DoRA`, `modules_to_save` or `trainable_token_indices`.
     pub kind: String,
     /// Its rank now.
     pub rank: usize,
@@ -69,10 +68,10 @@ pub fn convert(
     let base_modules = base.adaptable_modules();
     let weights = BaseWeights { checkpoint, config: base.config(), modules: &base_modules };
     let (mut updates, mut embeddings, mut modules) = (BTreeMap::new(), BTreeSet::new(), Vec::new());
-    for (path, change) in WeightChange::all(adapter) {
+    for (path, change) in WeightChange::all(adapter, base.config()) {
         let module = weights.module(path)?;
-        let exact = weights.change(path, &change)?;
-        let (update, report) = compress(path, &exact, [module.output, module.input], rank)?;
+        ensure_alone(adapter, path, &change)?;
+        let (update, report) = weights.truncated(path, &change, rank)?;
         updates.insert(path.to_owned(), update);
         if module.kind == ModuleKind::Embedding {
             embeddings.insert(path.to_owned());
@@ -96,6 +95,17 @@ pub fn convert(
         logits_change: largest_difference(&exact, &logits(&Patches::none())?)?,
     };
     Ok((converted, conversion))
+}
+
+/// Refuses new rows of a module that has a LoRA as well, for which they would be taken.
+fn ensure_alone(adapter: &DenseAdapter, path: &str, change: &WeightChange) -> Result<()> {
+    match change {
+        WeightChange::Tokens(_) if adapter.low_rank().modules().contains_key(path) => Err(FitError::NotConvertible {
+            module: path.to_owned(),
+            reason: "it has a LoRA and rows of single tokens (trainable_token_indices)".to_owned(),
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// Checks that an adapter holds a copy of each module of the base that its `modules_to_save` names.

@@ -15,7 +15,7 @@ pub(super) fn exact_patches(adapter: &DenseAdapter, base: &Base, weights: &BaseW
     let (sites, device) = (base.adaptable_sites(), base.device());
     let lora =
         single_expert(&LibraryStack::new([Expert::new("adapter", adapter.low_rank().clone())], &sites, device)?, 0)?;
-    let changes: BTreeMap<&str, WeightChange> = WeightChange::all(adapter).into_iter().collect();
+    let changes: BTreeMap<&str, WeightChange> = WeightChange::all(adapter, weights.config).into_iter().collect();
     let (mut by_site, mut patches) = (vec![None; base.sites().len()], Patches::none());
     for (index, site) in sites.iter().enumerate() {
         let place = match site.role {
@@ -91,7 +91,7 @@ impl Gain {
     }
 }
 
-/// The change of a site's weights by copies, `[in, out]`, if there are any.
+/// The change of a site's weights by copies and rows of tokens, `[in, out]`, if there are any.
 fn copied(
     site: &Site,
     changes: &BTreeMap<&str, WeightChange>,
@@ -102,7 +102,7 @@ fn copied(
     for projection in &site.projections {
         let shape = (projection.width, site.input);
         columns.push(match changes.get(projection.module.as_str()) {
-            Some(copy @ WeightChange::Copy(_)) => {
+            Some(copy @ (WeightChange::Copy(_) | WeightChange::Tokens(_))) => {
                 any = true;
                 let change = weights.change(&projection.module, copy)?;
                 Tensor::from_vec(change.into_iter().map(|value| value as f32).collect(), shape, device)?

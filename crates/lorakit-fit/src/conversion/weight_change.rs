@@ -1,8 +1,10 @@
-//! The exact change of a base's weight: by DoRA, `m (W + s B A) / |W + s B A| - W`, or by a copy `W'`, `W' - W`.
+//! The exact change of a base's weight: by DoRA, `m (W + s B A) / |W + s B A| - W`; by a copy `W'`, `W' - W`; by new rows of
+//! single tokens, the same in these rows.
 
 use crate::error::{FitError, Result};
-use lorakit_adapter::{BaseModule, DenseAdapter, LowRank, Matrix, ModuleKind};
+use lorakit_adapter::{BaseModule, DenseAdapter, LowRank, Matrix, ModuleKind, TokenRows};
 use lorakit_model::{BaseConfig, Checkpoint};
+use lorakit_route::merge::{ModuleReport, compress};
 
 /// The base's weights, as an adapter's modules name them.
 pub(super) struct BaseWeights<'a> {
@@ -22,16 +24,24 @@ pub(super) enum WeightChange<'a> {
     },
     /// To a copy, as stored.
     Copy(&'a Matrix),
+    /// In the rows of some tokens, of an embedding or a head.
+    Tokens(&'a TokenRows),
 }
 
 impl<'a> WeightChange<'a> {
-    /// The changes of full rank in `adapter`, by module.
-    pub(super) fn all(adapter: &'a DenseAdapter) -> Vec<(&'a str, Self)> {
+    /// The changes in `adapter` that A and B do not make, by module, over a base of this configuration.
+    pub(super) fn all(adapter: &'a DenseAdapter, config: &BaseConfig) -> Vec<(&'a str, Self)> {
         let dora = adapter.magnitudes().iter().filter_map(|(path, magnitude)| {
             let update = adapter.low_rank().modules().get(path)?;
             Some((path.as_str(), Self::Dora { update, magnitude }))
         });
-        dora.chain(adapter.copies().iter().map(|(path, copy)| (path.as_str(), Self::Copy(copy)))).collect()
+        let copies = adapter.copies().iter().map(|(path, copy)| (path.as_str(), Self::Copy(copy)));
+        let tokens = adapter.token_rows();
+        // In PEFT a tied head has the rows of its embedding, whether or not its configuration ties them.
+        let head = config.descriptor.lm_head;
+        let tied = tokens.get(config.descriptor.embedding).filter(|_| config.tied && !tokens.contains_key(head));
+        let tokens = tokens.iter().map(|(path, rows)| (path.as_str(), rows)).chain(tied.map(|rows| (head, rows)));
+        dora.chain(copies).chain(tokens.map(|(path, rows)| (path, Self::Tokens(rows)))).collect()
     }
 
     /// What it is called in reports.
@@ -39,6 +49,7 @@ impl<'a> WeightChange<'a> {
         match self {
             Self::Dora { .. } => "DoRA",
             Self::Copy(_) => "modules_to_save",
+            Self::Tokens(_) => "trainable_token_indices",
         }
     }
 }
@@ -58,13 +69,16 @@ impl BaseWeights<'_> {
 
     /// The weight of a module in f64, `[out, in]`: an embedding's, whose rows are tokens, transposed.
     pub(super) fn weight(&self, module: &BaseModule) -> Result<Vec<f64>> {
-        let descriptor = &self.config.descriptor;
-        let tied = module.kind == ModuleKind::LmHead && self.config.tied;
-        let name = format!("{}.weight", if tied { descriptor.embedding } else { module.path.as_str() });
         let (rows, columns) = stored_shape(module);
-        let stored = self.checkpoint.get(&name, &[rows, columns])?;
+        let stored = self.checkpoint.get(&self.name(module), &[rows, columns])?;
         let values = stored.values();
         Ok(oriented(module, &values))
+    }
+
+    /// The name of a module's weight in the checkpoint.
+    fn name(&self, module: &BaseModule) -> String {
+        let tied = module.kind == ModuleKind::LmHead && self.config.tied;
+        format!("{}.weight", if tied { self.config.descriptor.embedding } else { module.path.as_str() })
     }
 
     /// The bias of a module, if it has one.
@@ -82,9 +96,9 @@ impl BaseWeights<'_> {
     /// If the shapes are not those of the base.
     pub(super) fn change(&self, path: &str, change: &WeightChange) -> Result<Vec<f64>> {
         let module = self.module(path)?;
-        let mut weight = self.weight(module)?;
         match change {
             WeightChange::Dora { update, magnitude } => {
+                let mut weight = self.weight(module)?;
                 let gains = dora_gains(module, &weight, update, magnitude)?;
                 add_update(&mut weight, update, |row, own, sum| gains[row] * (own + sum) - own);
                 Ok(weight)
@@ -94,11 +108,73 @@ impl BaseWeights<'_> {
                 if (copy.rows(), copy.cols()) != (rows, columns) {
                     return Err(other_shape(module, format!("the copy is [{}, {}]", copy.rows(), copy.cols())));
                 }
-                let copy = oriented(module, &copy.values());
+                let (mut weight, copy) = (self.weight(module)?, oriented(module, &copy.values()));
                 weight.iter_mut().zip(copy).for_each(|(own, copy)| *own = copy - *own);
                 Ok(weight)
             }
+            WeightChange::Tokens(tokens) => {
+                let (rows, width) = (self.token_change(module, tokens)?, tokens.rows().cols());
+                let mut whole = vec![0.0; module.output * module.input];
+                for (token, row) in tokens.tokens().iter().zip(rows.chunks_exact(width)) {
+                    for (feature, value) in row.iter().enumerate() {
+                        let at = match module.kind {
+                            ModuleKind::Embedding => feature * module.input + token,
+                            _ => token * module.input + feature,
+                        };
+                        whole[at] = *value;
+                    }
+                }
+                Ok(whole)
+            }
         }
+    }
+
+    /// The update of a module, truncated to `rank`, and what that took away.
+    ///
+    /// # Errors
+    /// As [`change`](Self::change).
+    pub(super) fn truncated(&self, path: &str, change: &WeightChange, rank: usize) -> Result<(LowRank, ModuleReport)> {
+        let module = self.module(path)?;
+        let WeightChange::Tokens(tokens) = change else {
+            return Ok(compress(path, &self.change(path, change)?, [module.output, module.input], rank)?);
+        };
+        // Of the few rows that change; the others are zero in A or B.
+        let (rows, [count, width]) =
+            (self.token_change(module, tokens)?, [tokens.tokens().len(), tokens.rows().cols()]);
+        let (update, report) = compress(path, &rows, [count, width], rank)?;
+        let (by_token, by_feature, rank) = (update.b().values(), update.a(), update.rank());
+        let vocabulary = stored_shape(module).0;
+        let mut of_all = vec![0.0; vocabulary * rank];
+        for (token, row) in tokens.tokens().iter().zip(by_token.chunks_exact(rank)) {
+            of_all[token * rank..][..rank].copy_from_slice(row);
+        }
+        let of_all = Matrix::new(vocabulary, rank, of_all)?;
+        let update = match module.kind {
+            ModuleKind::Embedding => LowRank::new(of_all.transposed(), by_feature.transposed(), update.scale())?,
+            _ => LowRank::new(by_feature.clone(), of_all, update.scale())?,
+        };
+        Ok((update, report))
+    }
+
+    /// The change of single rows of an embedding or a head, `[tokens, width]`.
+    fn token_change(&self, module: &BaseModule, tokens: &TokenRows) -> Result<Vec<f64>> {
+        let (vocabulary, width) = stored_shape(module);
+        let largest = tokens.tokens().iter().max().copied().unwrap_or_default();
+        let has_rows = matches!(module.kind, ModuleKind::Embedding | ModuleKind::LmHead);
+        if !has_rows || largest >= vocabulary || tokens.rows().cols() != width {
+            return Err(other_shape(
+                module,
+                format!("there are rows [{}] for tokens up to {largest}", tokens.rows().cols()),
+            ));
+        }
+        let stored = self.checkpoint.get(&self.name(module), &[vocabulary, width])?;
+        let (mut own, rows) = (vec![0.0; width], tokens.rows().values());
+        let mut change = Vec::with_capacity(rows.len());
+        for (token, row) in tokens.tokens().iter().zip(rows.chunks_exact(width)) {
+            stored.copy_row(*token, &mut own);
+            change.extend(row.iter().zip(&own).map(|(new, old)| f64::from(*new) - f64::from(*old)));
+        }
+        Ok(change)
     }
 }
 
