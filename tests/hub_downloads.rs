@@ -307,6 +307,17 @@ fn the_token_is_sent() {
     assert!(server.requests().iter().all(|request| request.authorization.as_deref() == Some("Bearer abc")));
 }
 
+#[cfg(unix)]
+#[test]
+fn variables_that_are_not_unicode_are_no_obstacle() {
+    use std::os::unix::ffi::OsStrExt;
+    let work = tempfile::tempdir().unwrap();
+    let settings = [("HF_HUB_OFFLINE", "1"), ("HF_HOME", work.path().to_str().unwrap())];
+    let mut command = with(&["base", "info", "hub:acme/tiny"], &settings);
+    command.env("OTHER", std::ffi::OsStr::from_bytes(b"caf\xe9"));
+    assert_contains(&binary::Ran::from(command.output().unwrap()).failed(1), &["HF_HUB_OFFLINE is set"]);
+}
+
 /// Trains an adapter for pico, and returns its folder.
 fn adapter(work: &Path) -> PathBuf {
     let library = work.join("trained");

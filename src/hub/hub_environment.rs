@@ -1,6 +1,7 @@
 //! The environment variables of huggingface_hub, with the meaning that they have there.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// The settings of huggingface_hub.
@@ -21,7 +22,9 @@ pub struct HubEnvironment {
 impl HubEnvironment {
     /// The settings of this process.
     pub fn read() -> Self {
-        Self::of(&std::env::vars().collect())
+        // `vars` panics at a variable that is not Unicode, whatever its name.
+        let text = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
+        Self::of(&std::env::vars_os().filter_map(text).collect())
     }
 
     /// The settings that these variables give. Empty ones count as unset.
