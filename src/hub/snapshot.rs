@@ -215,6 +215,9 @@ impl RemoteSnapshot<'_> {
     /// Its files, the first of them where there are many.
     fn listing(&self) -> String {
         let files: Vec<&str> = self.info.files().filter(|file| *file != ".gitattributes").collect();
+        if files.is_empty() {
+            return "no files".to_owned();
+        }
         let shown = files[..files.len().min(12)].join(", ");
         if files.len() > 12 { format!("{shown} and {} more", files.len() - 12) } else { shown }
     }
