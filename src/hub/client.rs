@@ -3,7 +3,7 @@
 use super::hub_environment::HubEnvironment;
 use super::hub_failure::HubFailure;
 use super::repository::Repository;
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -13,7 +13,9 @@ use std::time::Duration;
 pub struct HubClient {
     /// The settings.
     pub environment: HubEnvironment,
-    agent: ureq::Agent,
+    /// Uses the proxy of the environment variables, if they name one.
+    proxied: ureq::Agent,
+    direct: ureq::Agent,
 }
 
 /// What the Hub says of a repository at a revision.
@@ -72,24 +74,27 @@ impl RepositoryInfo {
 impl HubClient {
     /// The Hub that the environment variables name.
     pub fn new() -> Self {
-        let agent = ureq::AgentBuilder::new()
-            .try_proxy_from_env(true)
-            // Files of renamed repositories are elsewhere on the same host, which needs the token.
-            .redirect_auth_headers(ureq::RedirectAuthHeaders::SameHost)
-            .timeout_connect(Duration::from_secs(10))
-            .timeout_read(Duration::from_secs(30));
-        Self { environment: HubEnvironment::read(), agent: agent.build() }
+        let agent = |proxy| {
+            let agent = ureq::AgentBuilder::new()
+                .try_proxy_from_env(proxy)
+                .redirects(0)
+                .timeout_connect(Duration::from_secs(10))
+                .timeout_read(Duration::from_secs(30));
+            agent.build()
+        };
+        Self { environment: HubEnvironment::read(), proxied: agent(true), direct: agent(false) }
     }
 
     /// What `repository` holds at its revision.
     pub fn info(&self, repository: &Repository) -> Result<Result<RepositoryInfo, HubFailure>> {
         let url = format!("{}/{}?blobs=true", self.environment.endpoint, repository.info_path());
-        Ok(match self.get(&url) {
-            Ok(response) => Ok(parsed(response, &url)?),
-            Err(error) => {
-                Err(error.map_or(HubFailure::Offline, |error| HubFailure::of(*error, repository, &self.environment)))
-            }
-        })
+        let info: RepositoryInfo = match self.get(&url) {
+            Ok(response) => parsed(response, &url)?,
+            Err(error) => return Ok(Err(self.failure(error, repository))),
+        };
+        // It becomes a folder of the cache, and a path would lead out of it.
+        ensure!(is_commit_hash(&info.commit), "{}: the commit is `{}`", not_of_the_hub(&url), info.commit);
+        Ok(Ok(info))
     }
 
     /// The names of the organization's model repositories whose names contain `text`, over all pages.
@@ -107,9 +112,7 @@ impl HubClient {
         let endpoint = &self.environment.endpoint;
         let mut next = Some(format!("{endpoint}/api/models?author={organization}&search={text}&limit=1000"));
         while let Some(url) = next {
-            let response = self.get(&url).map_err(|error| {
-                error.map_or(HubFailure::Offline, |error| HubFailure::of(*error, &repository, &self.environment))
-            })?;
+            let response = self.get(&url).map_err(|error| self.failure(error, &repository))?;
             next = response.header("Link").and_then(next_page).map(|page| match page.strip_prefix('/') {
                 Some(path) => format!("{endpoint}/{path}"),
                 None => page.to_owned(),
@@ -119,41 +122,84 @@ impl HubClient {
         Ok(names)
     }
 
-    /// The response with the whole content of a file of `repository`, which must be at a commit.
-    pub fn file(&self, repository: &Repository, file: &str) -> Result<ureq::Response, HubFailure> {
-        let (endpoint, page, commit) = (&self.environment.endpoint, repository.page(), repository.revision());
-        let request = self.request(&format!("{endpoint}/{page}/resolve/{commit}/{file}"));
-        // Compressed, it would have no length that can be checked.
-        let response = request.set("Accept-Encoding", "identity").call();
-        response.map_err(|error| HubFailure::of(error, repository, &self.environment))
+    fn failure(&self, error: Option<Box<ureq::Error>>, repository: &Repository) -> HubFailure {
+        error.map_or(HubFailure::Offline, |error| HubFailure::of(*error, repository, None, &self.environment))
     }
 
-    /// The response to a request; the error is None where no request may be made.
     fn get(&self, url: &str) -> Result<ureq::Response, Option<Box<ureq::Error>>> {
+        self.send("GET", url, &[], |_| false)
+    }
+
+    /// The response to a request; the error is None where no request may be made. Redirections are followed, except for
+    /// one to another host whose own headers are `enough`.
+    pub fn send(
+        &self,
+        method: &str,
+        url: &str,
+        headers: &[(&str, &str)],
+        enough: impl Fn(&ureq::Response) -> bool,
+    ) -> Result<ureq::Response, Option<Box<ureq::Error>>> {
         if self.environment.offline {
             return Err(None);
         }
-        self.request(url).call().map_err(|error| Some(Box::new(error)))
+        let (mut url, mut redirects) = (url.to_owned(), 0);
+        loop {
+            let request =
+                headers.iter().fold(self.request(method, &url), |request, (name, value)| request.set(name, value));
+            let address = request.request_url();
+            let response = request.call().map_err(Box::new)?;
+            let location = response.header("Location").filter(|_| (300..400).contains(&response.status()));
+            let target = location.and_then(|location| address.ok()?.as_url().join(location).ok());
+            let Some(target) = target else { return Ok(response) };
+            if enough(&response) && !is_at(target.as_str(), &self.environment.endpoint) {
+                return Ok(response);
+            }
+            if redirects == MAX_REDIRECTS {
+                return Err(Some(Box::new(ureq::Error::Status(response.status(), response))));
+            }
+            (url, redirects) = (target.into(), redirects + 1);
+        }
     }
 
-    fn request(&self, url: &str) -> ureq::Request {
-        let mut request = self.agent.get(url).set("User-Agent", concat!("lorakit/", env!("CARGO_PKG_VERSION")));
-        // A link to a next page may lead elsewhere, which must not see the token.
-        if let Some(token) = self.environment.token.as_ref().filter(|_| is_below(url, &self.environment.endpoint)) {
-            request = request.set("Authorization", &format!("Bearer {token}"));
+    /// A request through the proxy of the environment variables, unless its host is reached without. A redirection or a
+    /// link to a next page may lead to another host than the Hub's, which must not see the token.
+    fn request(&self, method: &str, url: &str) -> ureq::Request {
+        let parsed = self.direct.request(method, url).request_url();
+        let is_direct = parsed.is_ok_and(|parsed| {
+            self.environment.no_proxy.covers(parsed.host(), parsed.as_url().port_or_known_default())
+        });
+        let agent = if is_direct { &self.direct } else { &self.proxied };
+        let request = agent.request(method, url).set("User-Agent", concat!("lorakit/", env!("CARGO_PKG_VERSION")));
+        match self.environment.token.as_ref().filter(|_| is_at(url, &self.environment.endpoint)) {
+            Some(token) => request.set("Authorization", &format!("Bearer {token}")),
+            None => request,
         }
-        request
     }
 }
+
+/// How many redirections are followed.
+const MAX_REDIRECTS: u32 = 10;
 
 fn parsed<T: DeserializeOwned>(response: ureq::Response, url: &str) -> Result<T> {
-    serde_json::from_reader(response.into_reader())
-        .with_context(|| format!("{url}: not an answer of the Hub; check HF_ENDPOINT and proxies"))
+    serde_json::from_reader(response.into_reader()).with_context(|| not_of_the_hub(url))
 }
 
-/// Whether an address is at an endpoint. One that only begins with the same letters belongs to another host.
-fn is_below(url: &str, endpoint: &str) -> bool {
-    url.strip_prefix(endpoint.trim_end_matches('/')).is_some_and(|rest| rest.starts_with(['/', '?']))
+fn not_of_the_hub(url: &str) -> String {
+    format!("{url}: not an answer of the Hub; check HF_ENDPOINT and proxies")
+}
+
+/// Whether a text is the hash of a commit: of git's 40 digits, or 64 where a repository uses SHA-256.
+pub fn is_commit_hash(text: &str) -> bool {
+    matches!(text.len(), 40 | 64) && text.chars().all(|c| c.is_ascii_hexdigit())
+}
+
+/// Whether an address is at the host of an endpoint, with the same scheme and port.
+fn is_at(url: &str, endpoint: &str) -> bool {
+    let address = |url: &str| ureq::get(url).request_url();
+    match (address(url), address(endpoint)) {
+        (Ok(url), Ok(endpoint)) => url.as_url().origin() == endpoint.as_url().origin(),
+        _ => false,
+    }
 }
 
 /// The address of the next page in a `Link` header: `<https://...>; rel="next"`.
@@ -170,13 +216,17 @@ mod tests {
     fn only_addresses_at_the_endpoint_see_the_token() {
         let hub = "https://huggingface.co";
         for endpoint in [hub, "https://huggingface.co/"] {
-            assert!(is_below("https://huggingface.co/api/models?search=x", endpoint));
-            assert!(is_below("https://huggingface.co?x", endpoint));
+            assert!(is_at("https://huggingface.co/api/models?search=x", endpoint));
+            assert!(is_at("https://huggingface.co?x", endpoint));
         }
-        for other in
-            ["https://huggingface.co.evil.org/x", "https://huggingface.co@evil.org/x", "http://huggingface.co/x"]
-        {
-            assert!(!is_below(other, hub), "{other}");
+        for other in [
+            "https://huggingface.co.evil.org/x",
+            "https://huggingface.co@evil.org/x",
+            "http://huggingface.co/x",
+            "https://huggingface.co:8443/x",
+            "https://cdn.huggingface.co/x",
+        ] {
+            assert!(!is_at(other, hub), "{other}");
         }
     }
 }

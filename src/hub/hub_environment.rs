@@ -1,5 +1,6 @@
 //! The environment variables of huggingface_hub, with the meaning that they have there.
 
+use super::no_proxy::NoProxy;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -17,6 +18,8 @@ pub struct HubEnvironment {
     pub offline: bool,
     /// Whether progress is shown: not with `HF_HUB_DISABLE_PROGRESS_BARS`.
     pub progress: bool,
+    /// The hosts that are reached without a proxy: `no_proxy`, else `NO_PROXY`.
+    pub no_proxy: NoProxy,
 }
 
 impl HubEnvironment {
@@ -52,6 +55,7 @@ impl HubEnvironment {
             endpoint: get("HF_ENDPOINT").map_or("https://huggingface.co", |text| text.trim_end_matches('/')).to_owned(),
             offline: is_true(&["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"]),
             progress: !is_true(&["HF_HUB_DISABLE_PROGRESS_BARS"]),
+            no_proxy: get("no_proxy").or_else(|| get("NO_PROXY")).map(|list| NoProxy::parse(list)).unwrap_or_default(),
         }
     }
 }

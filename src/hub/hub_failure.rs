@@ -20,6 +20,13 @@ pub enum HubFailure {
     NoRepository(String),
     /// HTTP 404 for a revision of a repository.
     NoRevision(String),
+    /// HTTP 404 for a file of a repository.
+    NoFile {
+        /// Its path in the repository.
+        file: String,
+        /// The repository.
+        repository: String,
+    },
     /// HTTP 429.
     RateLimit {
         /// How long to wait, in words.
@@ -38,13 +45,15 @@ pub enum HubFailure {
         /// The reason.
         reason: String,
     },
+    /// A download ended early, for this reason.
+    BrokenOff(String),
     /// `HF_HUB_OFFLINE` is set.
     Offline,
 }
 
 impl HubFailure {
-    /// The failure of a request about `repository`.
-    pub fn of(error: ureq::Error, repository: &Repository, environment: &HubEnvironment) -> Self {
+    /// The failure of a request about `repository`, or about a file of it.
+    pub fn of(error: ureq::Error, repository: &Repository, file: Option<&str>, environment: &HubEnvironment) -> Self {
         let token = environment.token.is_some();
         let response = match error {
             ureq::Error::Status(_, response) => response,
@@ -62,7 +71,10 @@ impl HubFailure {
                 Self::NoAccess { status, token, page: format!("{}/{}", environment.endpoint, repository.page()) }
             }
             404 if code == "RevisionNotFound" => Self::NoRevision(repository.to_string()),
-            404 => Self::NoRepository(repository.to_string()),
+            404 => match file.filter(|_| code != "RepoNotFound") {
+                Some(file) => Self::NoFile { file: file.to_owned(), repository: repository.to_string() },
+                None => Self::NoRepository(repository.to_string()),
+            },
             429 => {
                 // `RateLimit` is like `"api";r=0;t=55`: seconds until it ends.
                 let header = |name: &str| response.header(name).map(str::to_owned);
@@ -76,6 +88,11 @@ impl HubFailure {
                 Self::Status(status, message.unwrap_or_else(|| response.status_text().to_owned()))
             }
         }
+    }
+
+    /// Whether the same request may succeed a moment later.
+    pub fn is_temporary(&self) -> bool {
+        matches!(self, Self::NoNetwork { .. } | Self::BrokenOff(_) | Self::Status(408 | 500..=599, _))
     }
 }
 
@@ -103,6 +120,11 @@ impl fmt::Display for HubFailure {
                      slash in its name"
                 )
             }
+            Self::NoFile { file, repository } => write!(
+                f,
+                "no such file (HTTP 404): {repository} lists `{file}` but does not have it; if HF_ENDPOINT is a mirror, it \
+                 may be incomplete"
+            ),
             Self::RateLimit { wait, token } => {
                 let login = if *token { "" } else { ", or log in (set HF_TOKEN), which allows more requests" };
                 write!(f, "rate limit of the Hub reached (HTTP 429): try again {wait}{login}")
@@ -116,6 +138,9 @@ impl fmt::Display for HubFailure {
                     f,
                     "no network: {endpoint} cannot be reached ({reason}); check the connection, proxy and HF_ENDPOINT"
                 )
+            }
+            Self::BrokenOff(reason) => {
+                write!(f, "the download broke off ({reason}); try again, and it goes on where it stopped")
             }
             Self::Offline => f.write_str("HF_HUB_OFFLINE is set, so nothing is downloaded"),
         }

@@ -2,10 +2,11 @@
 
 pub mod client;
 pub mod dataset_files;
-pub mod glob;
+pub mod file_download;
 pub mod hub_adapters;
 pub mod hub_environment;
 pub mod hub_failure;
+pub mod no_proxy;
 pub mod repository;
 pub mod snapshot;
 pub mod whole_file;

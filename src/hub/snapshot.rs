@@ -1,15 +1,13 @@
 //! The files of a repository at one commit, in the cache of huggingface_hub.
 
-use super::client::{HubClient, RepositoryInfo};
+use super::client::{HubClient, RepositoryInfo, is_commit_hash};
+use super::file_download::FileDownload;
 use super::hub_environment::HubEnvironment;
 use super::hub_failure::HubFailure;
-use super::repository::{Repository, RepositoryKind};
-use super::whole_file::WholeFile;
+use super::repository::Repository;
 use crate::command_context::CommandContext;
 use crate::output::console::Output;
 use anyhow::{Context as _, Result, anyhow};
-use hf_hub::api::sync::{Api, ApiBuilder, ApiError};
-use hf_hub::{Repo, RepoType};
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -34,8 +32,8 @@ pub struct RemoteSnapshot<'a> {
     pub info: RepositoryInfo,
     repository: Repository,
     client: &'a HubClient,
-    api: Api,
-    output: Output,
+    /// Whether the progress of downloads is shown.
+    progress: bool,
 }
 
 /// The folder of a repository's files, downloaded where they are not in the cache. Where the Hub does not answer, an
@@ -91,7 +89,9 @@ fn cached(repository: &Repository, cache: &Path) -> Option<PathBuf> {
         Ok(commit) => commit.trim().to_owned(),
         Err(_) => repository.revision().to_owned(),
     };
-    Some(folder.join("snapshots").join(commit)).filter(|folder| folder.is_dir())
+    // A path instead would lead out of the cache.
+    let folder = folder.join("snapshots").join(Some(commit).filter(|commit| is_commit_hash(commit))?);
+    Some(folder).filter(|folder| folder.is_dir())
 }
 
 fn download(
@@ -102,26 +102,16 @@ fn download(
     context: &CommandContext,
 ) -> Result<PathBuf> {
     let environment = &client.environment;
-    let api = ApiBuilder::from_cache(hf_hub::Cache::new(environment.cache.clone()))
-        .with_endpoint(environment.endpoint.clone())
-        .with_token(environment.token.clone())
-        .with_progress(environment.progress && !context.output.quiet)
-        .with_retries(3)
-        .build()?;
-    let remote = RemoteSnapshot { repository: repository.at(&info.commit), info, client, api, output: context.output };
+    let progress = environment.progress && !context.output.quiet;
+    let remote = RemoteSnapshot { repository: repository.at(&info.commit), info, client, progress };
     files.download(&remote)?;
-    let folder = repository.folder(&environment.cache);
     // huggingface_hub keeps a reference for a branch or tag, and none for a commit.
-    let _ = fs::remove_file(folder.join("refs").join(&remote.info.commit));
     if repository.revision() != remote.info.commit {
-        let reference = folder.join("refs").join(repository.revision());
+        let reference = repository.folder(&environment.cache).join("refs").join(repository.revision());
         if let Some(parent) = reference.parent() {
             fs::create_dir_all(parent)?;
         }
         lorakit_format::atomic::write_file(&reference, remote.info.commit.as_bytes())?;
-    } else {
-        // Removes an empty folder only.
-        let _ = fs::remove_dir(folder.join("refs"));
     }
     let folder = remote.folder();
     match files.missing(&folder) {
@@ -143,57 +133,23 @@ impl RemoteSnapshot<'_> {
             // Its content was deleted.
             fs::remove_file(&path)?;
         }
-        let known = self.info.blob(file).filter(|blob| self.blobs().join(blob).exists());
-        if let Some(blob) = known.filter(|_| !path.exists()) {
-            self.link(file, blob, &path)?;
-        }
-        if path.exists() {
+        let known = self.info.blob(file);
+        if path.exists() || known.map_or(Ok(false), |blob| self.link(file, &path, blob))? {
             return Ok(path);
         }
-        let kind = match self.repository.kind {
-            RepositoryKind::Model => RepoType::Model,
-            RepositoryKind::Dataset => RepoType::Dataset,
-        };
-        let repo = Repo::with_revision(self.repository.name.clone(), kind, self.info.commit.clone());
-        let repo = self.api.repo(repo);
-        let failure = loop {
-            match repo.download(file) {
-                Ok(path) => return Ok(path),
-                Err(ApiError::RequestError(error)) => {
-                    break HubFailure::of(*error, &self.repository, &self.client.environment).into();
-                }
-                // After some seconds of waiting for another process that downloads the same file.
-                Err(ApiError::LockAcquisition(_)) if path.exists() => return Ok(path),
-                Err(ApiError::LockAcquisition(_)) => {}
-                // Some mirrors and proxies answer a request for a range with the whole file, or without some headers.
-                Err(ApiError::MissingHeader(_) | ApiError::InvalidHeader(_) | ApiError::ParseIntError(_)) => {
-                    match self.get_whole(file, &path) {
-                        Ok(()) => return Ok(path),
-                        Err(error) => break error,
-                    }
-                }
-                Err(other) => break anyhow::Error::from(other),
-            }
-        };
-        Err(failure.context(format!("{file}: cannot be downloaded")))
+        let (client, repository, progress) = (self.client, &self.repository, self.progress);
+        let download = FileDownload { client, repository, file, blob: known, progress };
+        let blob = download.fetch().with_context(|| format!("{file}: cannot be downloaded"))?;
+        self.link(file, &path, &blob)?;
+        Ok(path)
     }
 
-    /// Downloads a file with one request.
-    fn get_whole(&self, file: &str, path: &Path) -> Result<()> {
-        let response = self.client.file(&self.repository, file)?;
-        let whole = WholeFile { path: file, blob: self.info.blob(file), length: self.info.size(file) };
-        let shown = Output { quiet: self.output.quiet || !self.client.environment.progress, ..self.output };
-        let blob = whole.write(response, &self.blobs(), &shown)?;
-        self.link(file, &blob, path)
-    }
-
-    /// The folder of the contents of files, by their names.
-    fn blobs(&self) -> PathBuf {
-        self.repository.folder(&self.client.environment.cache).join("blobs")
-    }
-
-    /// Links a file to its content in the cache.
-    fn link(&self, file: &str, blob: &str, path: &Path) -> Result<()> {
+    /// Links a file to its content, if the cache has that.
+    fn link(&self, file: &str, path: &Path, blob: &str) -> Result<bool> {
+        let blobs = self.repository.folder(&self.client.environment.cache).join("blobs");
+        if !blobs.join(blob).exists() {
+            return Ok(false);
+        }
         let link = || {
             path.parent().map_or(Ok(()), fs::create_dir_all)?;
             #[cfg(unix)]
@@ -202,7 +158,7 @@ impl RemoteSnapshot<'_> {
                 std::os::unix::fs::symlink(format!("{up}blobs/{blob}"), path)
             };
             #[cfg(not(unix))]
-            let linked = fs::copy(self.blobs().join(blob), path).map(|_| ());
+            let linked = fs::hard_link(blobs.join(blob), path).or_else(|_| fs::copy(blobs.join(blob), path).map(drop));
             linked
         };
         match link() {

@@ -8,6 +8,22 @@ use std::fmt::Write;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+/// A bar of the bytes of a file that is downloaded.
+pub fn download_bar(shown: bool, file: &str) -> ProgressBar {
+    const LONGEST_NAME: usize = 30;
+    if !shown {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template(
+        "{msg} [{elapsed_precise}] [{wide_bar}] {bytes}/{total_bytes} {bytes_per_sec} ({eta})",
+    );
+    let name = match file.char_indices().rev().nth(LONGEST_NAME - 1) {
+        Some((start, _)) if start > 0 => format!("..{}", &file[start..]),
+        _ => file.to_owned(),
+    };
+    ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())).with_message(name)
+}
+
 /// A bar of `length` steps.
 pub fn bar(output: &Output, length: u64, name: impl Into<String>) -> ProgressBar {
     bar_from(output, 0..length, name)

@@ -15,7 +15,9 @@ pub struct Request {
     pub path: String,
     /// Its `Authorization`.
     pub authorization: Option<String>,
-    range: Option<String>,
+    /// Its `Range`.
+    pub range: Option<String>,
+    is_head: bool,
 }
 
 /// An answer.
@@ -24,17 +26,19 @@ pub struct Answer {
     status: u16,
     headers: Vec<(String, String)>,
     body: Vec<u8>,
+    /// The bytes of the body after which the connection ends.
+    cut: usize,
 }
 
 impl Answer {
     /// An answer without content.
     pub fn status(status: u16, headers: &[(&str, &str)]) -> Self {
         let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        Self { status, headers, body: Vec::new() }
+        Self { status, headers, body: Vec::new(), cut: usize::MAX }
     }
 
     fn json(value: &serde_json::Value) -> Self {
-        Self { status: 200, headers: Vec::new(), body: value.to_string().into_bytes() }
+        Self { body: value.to_string().into_bytes(), ..Self::status(200, &[]) }
     }
 }
 
@@ -46,6 +50,23 @@ pub struct LocalRepository {
     commit: String,
     tag: Option<String>,
     files: BTreeMap<String, Vec<u8>>,
+    /// What the server does otherwise than the Hub.
+    pub behavior: Behavior,
+}
+
+/// How a server departs from the Hub.
+#[derive(Clone, Default)]
+pub struct Behavior {
+    /// It answers a request for a range with the whole file.
+    pub no_ranges: bool,
+    /// The address to which it redirects for files, and whether it gives their ETags itself.
+    pub storage: Option<(String, bool)>,
+    /// It ends the connection after so many bytes of a file.
+    pub cut: Option<usize>,
+    /// The ETag of all files.
+    pub etag: Option<String>,
+    /// A file that it lists and does not have.
+    pub absent: Option<String>,
 }
 
 impl LocalRepository {
@@ -62,12 +83,18 @@ impl LocalRepository {
     fn new(kind: &'static str, name: &str, commit: &str, folder: &Path) -> Self {
         let mut files = BTreeMap::new();
         read(folder, "", &mut files);
-        Self { kind, name: name.to_owned(), commit: commit.to_owned(), tag: None, files }
+        let behavior = Behavior::default();
+        Self { kind, name: name.to_owned(), commit: commit.to_owned(), tag: None, files, behavior }
     }
 
     /// The same repository, reached by another revision as well.
     pub fn tagged(self, tag: &str) -> Self {
         Self { tag: Some(tag.to_owned()), ..self }
+    }
+
+    /// The same repository, on a server that departs from the Hub.
+    pub fn with(self, behavior: Behavior) -> Self {
+        Self { behavior, ..self }
     }
 
     /// Whether it has a revision.
@@ -81,21 +108,34 @@ impl LocalRepository {
         Answer::json(&json!({"id": self.name, "sha": self.commit, "siblings": siblings}))
     }
 
-    fn file(&self, name: &str, range: Option<&str>) -> Answer {
-        let Some(bytes) = self.files.get(name) else {
+    fn file(&self, name: &str, request: &Request) -> Answer {
+        let behavior = &self.behavior;
+        let Some(bytes) = self.files.get(name).filter(|_| behavior.absent.as_deref() != Some(name)) else {
             return Answer::status(404, &[("X-Error-Code", "EntryNotFound")]);
         };
-        let (first, last) = range.and_then(|range| range.strip_prefix("bytes=")?.split_once('-')).unwrap_or(("0", ""));
-        let first: usize = first.parse().unwrap();
-        let end = last.parse::<usize>().map_or(bytes.len(), |last| bytes.len().min(last + 1));
-        let etag = format!("\"{}\"", sha256(bytes));
-        let content = format!("bytes {first}-{}/{}", end.max(1) - 1, bytes.len());
-        let headers =
-            [("x-repo-commit", self.commit.as_str()), ("etag", etag.as_str()), ("Content-Range", content.as_str())];
-        Answer {
-            body: bytes[first.min(end)..end].to_vec(),
-            ..Answer::status(if range.is_some() { 206 } else { 200 }, &headers)
+        let etag = format!("\"{}\"", behavior.etag.clone().unwrap_or_else(|| sha256(bytes)));
+        let (commit, size) = (("X-Repo-Commit", self.commit.as_str()), bytes.len().to_string());
+        if let Some((storage, tells)) = &behavior.storage {
+            let location = format!("{storage}{}", request.path);
+            let linked = [("X-Linked-ETag", etag.as_str()), ("X-Linked-Size", size.as_str())];
+            let headers = [&[commit, ("Location", location.as_str())], &linked[..if *tells { 2 } else { 0 }]].concat();
+            return Answer::status(302, &headers);
         }
+        let range = request.range.as_deref().filter(|_| !behavior.no_ranges);
+        let (status, body, content) = match range.and_then(|range| range.strip_prefix("bytes=")?.split_once('-')) {
+            None => (200, bytes.clone(), None),
+            Some((first, last)) => {
+                let first: usize = first.parse().unwrap();
+                let end = last.parse::<usize>().map_or(bytes.len(), |last| bytes.len().min(last + 1));
+                if first >= bytes.len() {
+                    return Answer::status(416, &[("Content-Range", &format!("bytes */{size}"))]);
+                }
+                (206, bytes[first..end].to_vec(), Some(format!("bytes {first}-{}/{size}", end - 1)))
+            }
+        };
+        let content = content.iter().map(|content| ("Content-Range", content.as_str()));
+        let headers: Vec<_> = [commit, ("ETag", etag.as_str())].into_iter().chain(content).collect();
+        Answer { body, cut: behavior.cut.unwrap_or(usize::MAX), ..Answer::status(status, &headers) }
     }
 }
 
@@ -150,7 +190,7 @@ impl HubServer {
                 let Some(request) = request(&stream) else { continue };
                 log.lock().unwrap().push(request.clone());
                 // A client that went away is no failure of the server.
-                let _ = respond(&stream, &answer(&request));
+                let _ = respond(&stream, &answer(&request), request.is_head);
             }
         });
         Self { address, requests }
@@ -169,23 +209,29 @@ impl HubServer {
 
 fn request(stream: &TcpStream) -> Option<Request> {
     let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
-    let path = lines.next()?.split(' ').nth(1)?.to_owned();
+    let line = lines.next()?;
+    let path = line.split(' ').nth(1)?.to_owned();
     let headers: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
     let header = |name: &str| {
         let found = headers.iter().filter_map(|line| line.split_once(": "));
         found.filter(|(own, _)| own.eq_ignore_ascii_case(name)).map(|(_, value)| value.to_owned()).next()
     };
-    Some(Request { path, authorization: header("Authorization"), range: header("Range") })
+    Some(Request {
+        path,
+        authorization: header("Authorization"),
+        range: header("Range"),
+        is_head: line.starts_with("HEAD "),
+    })
 }
 
-fn respond(mut stream: &TcpStream, answer: &Answer) -> std::io::Result<()> {
+fn respond(mut stream: &TcpStream, answer: &Answer, is_head: bool) -> std::io::Result<()> {
     let mut head =
         format!("HTTP/1.1 {} X\r\nContent-Length: {}\r\nConnection: close\r\n", answer.status, answer.body.len());
     for (name, value) in &answer.headers {
         head.push_str(&format!("{name}: {value}\r\n"));
     }
     stream.write_all(format!("{head}\r\n").as_bytes())?;
-    stream.write_all(&answer.body)
+    stream.write_all(if is_head { &[] } else { &answer.body[..answer.body.len().min(answer.cut)] })
 }
 
 /// The Hub's answer: a repository's description, a list of repositories (two a page), or a file.
@@ -213,7 +259,7 @@ fn answer(repositories: &[LocalRepository], request: &Request) -> Answer {
     }
     match repositories.iter().filter(named).find(|own| own.has(&revision)) {
         None => Answer::status(404, &[("X-Error-Code", "RevisionNotFound")]),
-        Some(own) => file.map_or_else(|| own.info(), |file| own.file(file, request.range.as_deref())),
+        Some(own) => file.map_or_else(|| own.info(), |file| own.file(file, request)),
     }
 }
 
