@@ -228,8 +228,13 @@ fn named_by_card(entries: &[Value], files: &[&str], name: &str) -> Result<Splits
             Value::Object(entry) => (entry.get("split").and_then(Value::as_str), &entry["path"]),
             paths => (None, paths),
         };
+        let is_named = split.is_some();
         let name = split.unwrap_or("train");
         let split = split_of(name).with_context(|| format!("split `{name}` is none of train, validation and test"))?;
+        ensure!(
+            !is_named || !splits.contains_key(split),
+            "several {split} splits, of which `{name}` is one; download the one you want as a file"
+        );
         let patterns: Vec<&str> = match paths {
             Value::Array(paths) => paths.iter().filter_map(Value::as_str).collect(),
             path => path.as_str().into_iter().collect(),
@@ -391,5 +396,12 @@ mod tests {
         assert_eq!(choose(Some("a"), &files, card.clone()).unwrap(), ["test: t.jsonl", "train: a/1.jsonl"]);
         assert_eq!(choose(None, &files, card.clone()).unwrap(), ["train: deep/er/x.jsonl deep/x.jsonl"]);
         assert!(choose(Some("c"), &files, card).unwrap_err().to_string().contains("there are a, b"));
+        let two = json!({"configs": [{"config_name": "default", "data_files": [
+            {"split": "train_sft", "path": "a/1.jsonl"}, {"split": "train_gen", "path": "t.jsonl"},
+        ]}]});
+        let error = choose(None, &files, two).unwrap_err().to_string();
+        assert!(error.contains("several train splits, of which `train_gen` is one"), "{error}");
+        let texts = json!({"configs": [{"config_name": "default", "data_files": ["a/1.jsonl", "t.jsonl"]}]});
+        assert_eq!(choose(None, &files, texts).unwrap(), ["train: a/1.jsonl t.jsonl"]);
     }
 }
