@@ -358,6 +358,73 @@ fn values_of_another_type_are_refused() {
 }
 
 #[test]
+fn bases_without_causal_attention_are_refused() {
+    let mut config = json!({
+        "model_type": "llama", "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "is_causal": true,
+    });
+    read(&config);
+    for value in [json!(false), Value::Null] {
+        config["is_causal"] = value;
+        assert!(refusal(&config).contains("`is_causal` is not true; lorakit has causal attention only"));
+    }
+    let text = json!({"model_type": "gemma3_text", "is_causal": false});
+    assert!(refusal(&json!({"model_type": "gemma3", "text_config": text})).contains("`is_causal`"));
+}
+
+/// transformers 5.23 reads `truncate` beside the kinds of layers, where there are several.
+#[test]
+fn truncate_within_a_kind_of_layers_has_no_effect() {
+    let yarn = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32});
+    for model_type in ["gemma3_text", "olmo3"] {
+        let mut config = json!({
+            "model_type": model_type, "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48,
+            "num_hidden_layers": 8, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+        });
+        let truncate = |config: &Value| {
+            let base = read(config);
+            let global = base.attention.iter().find_map(|kind| match kind.rope.as_ref()?.scaling {
+                RopeScaling::Yarn { truncate, .. } => Some(truncate),
+                _ => None,
+            });
+            (global.unwrap(), base.warnings.iter().any(|warning| warning.contains("`truncate`")))
+        };
+        let whole = yarn.as_object().unwrap().clone();
+        let mut cut = whole.clone();
+        cut.insert("truncate".to_owned(), false.into());
+        config["rope_parameters"] = json!({"full_attention": cut, "sliding_attention": {"rope_type": "default"}});
+        assert_eq!(truncate(&config), (true, true), "{model_type}");
+        config["rope_parameters"] = json!({"full_attention": whole, "sliding_attention": {}, "truncate": false});
+        assert_eq!(truncate(&config), (false, false), "{model_type}");
+        config["rope_parameters"] = Value::Null;
+        config["rope_scaling"] = cut.into();
+        assert_eq!(truncate(&config), (true, true), "{model_type}");
+    }
+}
+
+#[test]
+fn activations_have_the_names_of_transformers() {
+    let mut config = json!({
+        "model_type": "llama", "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "hidden_act": "silu",
+    });
+    let silu = read(&config);
+    config["hidden_act"] = "swish".into();
+    assert_eq!(read(&config), silu);
+    let mut config = json!({
+        "model_type": "t5", "vocab_size": 61, "d_model": 32, "d_ff": 48, "d_kv": 8, "num_heads": 4, "num_layers": 2,
+    });
+    for (name, activation) in
+        [("relu", "Relu"), ("gated-gelu", "GeGlu"), ("gated-silu", "SwiGlu"), ("gated-swish", "SwiGlu")]
+    {
+        config["feed_forward_proj"] = name.into();
+        assert_eq!(format!("{:?}", read(&config).descriptor.activation), activation);
+    }
+    config["feed_forward_proj"] = "gated-relu".into();
+    assert!(refusal(&config).contains("supported are relu, gated-gelu and gated-silu"));
+}
+
+#[test]
 fn phi_3_has_no_other_scaling_than_longrope() {
     let mut config = json!({
         "model_type": "phi3", "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,

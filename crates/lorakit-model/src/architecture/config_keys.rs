@@ -184,6 +184,11 @@ impl ConfigKeys {
         value.as_str().map(Some).ok_or_else(|| self.error(format!("key `{key}` is {value}, expected a text")))
     }
 
+    /// Fails where the activation of the MLP is not SiLU, which transformers also calls swish.
+    pub(crate) fn expect_silu(&self) -> Result<()> {
+        if self.text("hidden_act")? == Some("swish") { Ok(()) } else { self.expect_text("hidden_act", "silu") }
+    }
+
     /// Fails where a key has a text other than `supported`.
     pub(crate) fn expect_text(&self, key: &str, supported: &str) -> Result<()> {
         match self.text(key)? {

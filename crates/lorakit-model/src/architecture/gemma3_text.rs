@@ -53,7 +53,7 @@ pub(crate) fn read_text(json: &ConfigKeys, descriptor: Descriptor) -> Result<Bas
     let [global, local] = layer_types::ropes(&json, thetas, json.required("head_dim")?)?;
     let mut config = gemma2::read_gemma(&json.clone().without(&["rope_parameters", "rope_scaling"]), descriptor, caps)?;
     config.warnings.extend(score_cap_warning(&json));
-    config.warnings.extend(layer_types::scaling_warning(&json)?);
+    config.warnings.extend(layer_types::scaling_warnings(&json)?);
     config.attention = vec![AttentionKind { window: None, rope: Some(global) }];
     let every = json.count("sliding_window_pattern")?.unwrap_or(6);
     let is_local = layer_types::local_layers(&json, config.layers, |layer| !(layer + 1).is_multiple_of(every))?;

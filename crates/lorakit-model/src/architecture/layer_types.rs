@@ -19,7 +19,8 @@ pub(crate) fn local_layers(json: &ConfigKeys, layers: usize, default: impl Fn(us
 }
 
 /// The rotary embeddings of global and of local layers: those of `rope_parameters` by the kind of layer, with `thetas` where
-/// they do not say. `rope_scaling` is of global layers, without the older name of its kind: see [`scaling_warning`].
+/// they do not say. `rope_scaling` is of global layers, without the older name of its kind: see
+/// [`scaling_warnings`].
 pub(crate) fn ropes(json: &ConfigKeys, thetas: [f64; 2], head_dim: usize) -> Result<[RopeConfig; 2]> {
     let parameters = json.nested_or_empty("rope_parameters")?;
     let of = |kind: &str, theta: f64| -> Result<ConfigKeys> {
@@ -31,19 +32,38 @@ pub(crate) fn ropes(json: &ConfigKeys, thetas: [f64; 2], head_dim: usize) -> Res
         Some(scaling) => global.updated_with(&scaling),
         None => global,
     };
-    let rope = |parameters| RopeConfig::from_parameters(json, &parameters, RotaryFactor::Whole, head_dim);
+    let rope = |own: ConfigKeys| {
+        let own = own.without(&["truncate"]);
+        // transformers 5 reads this key beside the kinds of layers, not within one.
+        let own = match parameters.get("truncate") {
+            Some(truncate) => own.with_value("truncate", truncate.clone()),
+            None => own,
+        };
+        RopeConfig::from_parameters(json, &own, RotaryFactor::Whole, head_dim)
+    };
     Ok([rope(global)?, rope(local)?])
 }
 
-/// What to say where `rope_scaling` has no effect: here transformers 5 reads its kind by the name `rope_type` alone, unless
-/// `rope_parameters` are there, too.
-pub(crate) fn scaling_warning(json: &ConfigKeys) -> Result<Option<String>> {
-    let scaling = json.nested_or_empty("rope_scaling")?;
-    let has_no_effect = scaling.get("rope_type").is_none() && json.nested_or_empty("rope_parameters")?.is_empty();
-    Ok(scaling.get("type").filter(|kind| has_no_effect && *kind != "default").map(|kind| {
+/// What to say where keys of the scaling have no effect. Here transformers 5 reads the kind of `rope_scaling` by the name
+/// `rope_type` alone, unless `rope_parameters` are there, too; and `truncate` as [`ropes`] does.
+pub(crate) fn scaling_warnings(json: &ConfigKeys) -> Result<Vec<String>> {
+    let (scaling, parameters) = (json.nested_or_empty("rope_scaling")?, json.nested_or_empty("rope_parameters")?);
+    let has_no_effect = scaling.get("rope_type").is_none() && parameters.is_empty();
+    let kind = scaling.get("type").filter(|kind| has_no_effect && *kind != "default").map(|kind| {
         json.message(&format!(
             "key `rope_scaling` names its kind, {kind}, as `type`, which has no effect in such models, as in transformers 5; \
              to scale, name it `rope_type`"
         ))
-    }))
+    });
+    let of_layers = [parameters.nested_or_empty("full_attention")?, parameters.nested_or_empty("sliding_attention")?];
+    let is_whole = |keys: &ConfigKeys| keys.flag("truncate", true);
+    let mut truncate = None;
+    for keys in of_layers.iter().chain([&scaling]) {
+        if !is_whole(keys)? && is_whole(&parameters)? {
+            truncate = Some(json.message(
+                "`truncate` in the scaling of rotary frequencies has no effect in such models, as in transformers 5",
+            ));
+        }
+    }
+    Ok(kind.into_iter().chain(truncate).collect())
 }

@@ -67,7 +67,7 @@ pub(crate) const DESCRIPTOR: Descriptor = Descriptor {
 
 /// Reads the keys of LlamaConfig, which MistralConfig shares.
 pub(crate) fn read(json: &ConfigKeys) -> Result<BaseConfig> {
-    json.expect_text("hidden_act", "silu")?;
+    json.expect_silu()?;
     BaseConfig::from_json(
         json,
         ArchitectureKeys {
@@ -79,7 +79,8 @@ pub(crate) fn read(json: &ConfigKeys) -> Result<BaseConfig> {
     )
 }
 
-/// Mistral's files are of this architecture too; with a window only Mistral's config has it.
+/// Mistral's files are of this architecture too; with a window only Mistral's config has it. With biases of q, k and v and
+/// of nothing else the layers are those of Qwen 2.
 fn add_keys(keys: &GgufKeys, json: &mut Map<String, Value>) -> Result<()> {
     keys.ensure_rotates_whole_heads()?;
     json.insert("hidden_act".to_owned(), "silu".into());
@@ -87,6 +88,11 @@ fn add_keys(keys: &GgufKeys, json: &mut Map<String, Value>) -> Result<()> {
         json.insert("model_type".to_owned(), "mistral".into());
         json.insert("architectures".to_owned(), json!(["MistralForCausalLM"]));
         json.insert("sliding_window".to_owned(), window.into());
+    } else if keys.has_tensor("blk.0.attn_q.bias")
+        && !["blk.0.attn_output.bias", "blk.0.ffn_up.bias"].iter().any(|bias| keys.has_tensor(bias))
+    {
+        json.insert("model_type".to_owned(), "qwen2".into());
+        json.insert("architectures".to_owned(), json!(["Qwen2ForCausalLM"]));
     }
     Ok(())
 }

@@ -17,7 +17,7 @@ fn read(json: &ConfigKeys) -> Result<BaseConfig> {
     let json = json.with_defaults(json!({ "max_position_embeddings": 2048 }));
     let mut config = olmo2::read(&json.clone().without(&["rope_parameters", "rope_scaling"]))?;
     let [global, local] = layer_types::ropes(&json, [json.number("rope_theta", THETA)?, THETA], config.head_dim)?;
-    config.warnings.extend(layer_types::scaling_warning(&json)?);
+    config.warnings.extend(layer_types::scaling_warnings(&json)?);
     config.attention = vec![AttentionKind { window: None, rope: Some(global) }];
     let window = if json.has_key("sliding_window") { json.count("sliding_window")? } else { Some(4096) };
     let is_local = layer_types::local_layers(&json, config.layers, |layer| !(layer + 1).is_multiple_of(4))?;

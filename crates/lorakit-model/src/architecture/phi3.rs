@@ -42,7 +42,7 @@ fn read(json: &ConfigKeys) -> Result<BaseConfig> {
         "max_position_embeddings": 4096,
         "original_max_position_embeddings": 4096,
     }));
-    json.expect_text("hidden_act", "silu")?;
+    json.expect_silu()?;
     let rope = RopeConfig::parameters(&json)?;
     let json = match RopeScaling::kind(&rope)? {
         "default" | "longrope" => json,

@@ -23,10 +23,14 @@ pub(crate) fn ensure_readable(json: &ConfigKeys) -> Result<()> {
     match method {
         "bitsandbytes" if four_bits && ["nf4", "fp4"].contains(&kind) => Ok(()),
         "bitsandbytes" => {
-            let found = if eight_bits { "int8".to_owned() } else { format!("4 bits of type `{kind}`") };
+            let found = match (eight_bits, four_bits) {
+                (true, _) => "bitsandbytes' int8".to_owned(),
+                (false, true) => format!("bitsandbytes' 4 bits of type `{kind}`"),
+                (false, false) => "bitsandbytes with neither load_in_4bit nor load_in_8bit".to_owned(),
+            };
             Err(json.error(format!(
-                "key `{QUANTIZATION_CONFIG}`: bitsandbytes' {found}; lorakit reads its nf4 and fp4, GGUF files, and \
-                 unquantized weights"
+                "key `{QUANTIZATION_CONFIG}`: {found}; lorakit reads its nf4 and fp4, GGUF files, \
+                 and unquantized weights"
             )))
         }
         method => Err(json.error(format!(
@@ -55,6 +59,12 @@ mod tests {
         assert_eq!(check(Value::Null), Ok(()));
         let int8 = check(json!({"quant_method": "bitsandbytes", "load_in_8bit": true, "load_in_4bit": false}));
         assert!(int8.unwrap_err().contains("config.json: key `quantization_config`: bitsandbytes' int8"));
+        let neither = check(json!({"quant_method": "bitsandbytes", "load_in_8bit": false, "load_in_4bit": false}));
+        let neither = neither.unwrap_err();
+        assert!(
+            neither.contains("with neither load_in_4bit nor load_in_8bit") && !neither.contains("`nf4`"),
+            "{neither}"
+        );
         for method in ["gptq", "awq", "fp8", "hqq", "compressed-tensors", "mxfp4"] {
             assert!(check(json!({ "quant_method": method })).unwrap_err().contains(&format!("method `{method}`")));
         }

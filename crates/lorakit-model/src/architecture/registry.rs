@@ -133,8 +133,20 @@ impl BaseConfig {
             return Err(json.error(format!("key `{key}`: mixtures of experts within a base are not supported")));
         }
         ensure_readable(json)?;
+        ensure_causal(json)?;
         (architecture.read)(json)
     }
+}
+
+/// Refuses bases of which transformers lets every token see those after it, too.
+fn ensure_causal(json: &ConfigKeys) -> Result<()> {
+    for part in [Some(json.clone()), json.nested("text_config").ok().flatten()].iter().flatten() {
+        // As in transformers, null is not true.
+        if part.has_key("is_causal") && !part.flag("is_causal", false)? {
+            return Err(json.error("key `is_causal` is not true; lorakit has causal attention only"));
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -48,6 +48,9 @@ const GATED: Descriptor = Descriptor {
     ..FIRST
 };
 
+/// The same with SiLU in place of GELU.
+const SILU: Descriptor = Descriptor { family: "T5GatedSilu", activation: Activation::SwiGlu, ..GATED };
+
 /// The first T5: `h += wo(relu(wi(norm h)))`.
 const FIRST: Descriptor = Descriptor {
     family: "T5",
@@ -181,7 +184,11 @@ fn descriptor(json: &ConfigKeys) -> Result<Descriptor> {
     match json.text("feed_forward_proj")?.unwrap_or("relu") {
         "relu" => Ok(FIRST),
         "gated-gelu" => Ok(GATED),
-        other => Err(json.error(format!("key `feed_forward_proj` is `{other}`; supported are relu and gated-gelu"))),
+        "gated-silu" | "gated-swish" => Ok(SILU),
+        other => {
+            Err(json
+                .error(format!("key `feed_forward_proj` is `{other}`; supported are relu, gated-gelu and gated-silu")))
+        }
     }
 }
 
