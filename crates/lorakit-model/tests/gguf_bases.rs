@@ -11,7 +11,7 @@ use differences::{largest, largest_difference};
 use gguf_converter::{GgufModel, Types};
 use lorakit_format::gguf::{GgmlType, GgufShards, GgufValue};
 use lorakit_lora::{Patches, SequenceBatch};
-use lorakit_model::architecture::gguf_config_json;
+use lorakit_model::architecture::{RopeScaling, gguf_config_json};
 use lorakit_model::{Base, BaseConfig, BaseOptions, Checkpoint};
 use std::collections::BTreeSet;
 use std::fs;
@@ -223,14 +223,69 @@ fn what_is_not_a_supported_model_is_refused_by_name() {
 }
 
 #[test]
-fn an_empty_list_in_place_of_a_number_is_refused_by_name() {
+fn yarn_has_the_attention_factor_of_the_converted_config() {
     let temporary = tempfile::tempdir().unwrap();
     let file = temporary.path().join("b.gguf");
-    let mut model = GgufModel::of_folder(&fixture("llama").join("base"), Types::Whole);
-    model.set("llama.attention.head_count_kv", GgufValue::Array(Vec::new()));
+    let config = |keys: &[(&str, f32)]| {
+        let mut model = GgufModel::of_folder(&fixture("qwen2").join("base"), Types::Whole);
+        model.set("qwen2.rope.scaling.type", GgufValue::Text("yarn".to_owned()));
+        keys.iter().for_each(|(key, value)| model.set(&format!("qwen2.rope.scaling.{key}"), GgufValue::F32(*value)));
+        model.write(&file);
+        BaseConfig::of_gguf(&GgufShards::open(&file).unwrap())
+    };
+    let own = 0.1 * 4f64.ln() + 1.0;
+    for (keys, expected) in [
+        (&[][..], own),
+        (&[("yarn_attn_factor", 0.75)], 0.75),
+        (&[("attn_factor", 0.5)], 0.5 * own),
+        (&[("yarn_attn_factor", 0.75), ("attn_factor", 0.5), ("yarn_ext_factor", 1.0)], 0.375),
+        (&[("yarn_ext_factor", -1.0)], own),
+    ] {
+        let config = config(&[&[("factor", 4.0)], keys].concat()).unwrap();
+        let scaling = config.attention[0].rope.as_ref().unwrap().scaling.clone();
+        let RopeScaling::Yarn { attention_factor, .. } = scaling else { panic!("{scaling:?}") };
+        assert!((attention_factor - expected).abs() < 1e-12, "{keys:?}: {attention_factor}");
+    }
+    let error = config(&[("factor", 4.0), ("yarn_ext_factor", 0.0)]).unwrap_err().to_string();
+    assert!(error.contains("`qwen2.rope.scaling.yarn_ext_factor` is 0; supported is 1 only"), "{error}");
+}
+
+/// Such a file is of an architecture that has all biases of attention or none.
+#[test]
+fn biases_of_queries_keys_and_values_alone_are_those_of_qwen_2() {
+    let temporary = tempfile::tempdir().unwrap();
+    let (folder, file) = (temporary.path().join("llama"), temporary.path().join("b.gguf"));
+    let qwen = fixture("qwen2").join("base");
+    fs::create_dir(&folder).unwrap();
+    fs::copy(qwen.join("model.safetensors"), folder.join("model.safetensors")).unwrap();
+    let config = fs::read_to_string(qwen.join("config.json")).unwrap();
+    fs::write(folder.join("config.json"), config.replace(r#""model_type": "qwen2""#, r#""model_type": "llama""#))
+        .unwrap();
+    let mut model = GgufModel::of_folder(&folder, Types::Whole);
+    // Other models than Qwen's have ids of special tokens that none of their tokens has.
+    model.set("tokenizer.ggml.padding_token_id", GgufValue::U32(u32::MAX));
     model.write(&file);
-    let error = Base::open_gguf(&file, &BaseOptions::default()).err().unwrap().to_string();
-    assert!(error.contains("`llama.attention.head_count_kv` is an empty list"), "{error}");
+    let (ids, expected) = expected(&fixture("qwen2"), "base");
+    assert_close("llama with biases", &logits(&open(&file), &ids), &expected, 1e-4);
+    let json = gguf_config_json(&GgufShards::open(&file).unwrap()).unwrap();
+    assert_eq!((&json["model_type"], &json["pad_token_id"]), (&"qwen2".into(), &serde_json::Value::Null));
+}
+
+#[test]
+fn values_that_are_not_supported_are_refused_by_name() {
+    let temporary = tempfile::tempdir().unwrap();
+    let file = temporary.path().join("b.gguf");
+    for (key, value, expected) in [
+        ("llama.attention.head_count_kv", GgufValue::Array(Vec::new()), "is an empty list"),
+        ("llama.attention.causal", GgufValue::Bool(false), "is false; lorakit has causal attention only"),
+        ("llama.attention.causal", GgufValue::U32(1), "expected true or false"),
+    ] {
+        let mut model = GgufModel::of_folder(&fixture("llama").join("base"), Types::Whole);
+        model.set(key, value);
+        model.write(&file);
+        let error = Base::open_gguf(&file, &BaseOptions::default()).err().unwrap().to_string();
+        assert!(error.contains(&format!("`{key}` ")) && error.contains(expected), "{error}");
+    }
 }
 
 #[test]

@@ -62,6 +62,9 @@ fn shared_keys(keys: &GgufKeys) -> Result<Map<String, Value>> {
             keys.error("expert_count", &format!("is {experts}; mixtures of experts within a base are not supported"))
         );
     }
+    if keys.flag("attention.causal")? == Some(false) {
+        return Err(keys.error("attention.causal", "is false; lorakit has causal attention only"));
+    }
     let (hidden, heads) = (keys.required("embedding_length")?, keys.required("attention.head_count")?);
     let head_dim = head_dim(keys, hidden, heads)?;
     let theta = keys.number("rope.freq_base")?.unwrap_or(10_000.0);
@@ -88,7 +91,8 @@ fn shared_keys(keys: &GgufKeys) -> Result<Map<String, Value>> {
         json["partial_rotary_factor"] = partial_rotary_factor(rotated, head_dim).into();
     }
     for key in TOKEN_IDS {
-        if let Some(id) = keys.global(&format!("tokenizer.ggml.{key}")).and_then(GgufValue::as_u64) {
+        let id = keys.global(&format!("tokenizer.ggml.{key}")).and_then(GgufValue::as_u64);
+        if let Some(id) = id.filter(|&id| keys.rows("token_embd.weight").is_some_and(|tokens| id < tokens as u64)) {
             json[key.replace("padding", "pad")] = id.into();
         }
     }

@@ -81,6 +81,13 @@ impl<'a> GgufKeys<'a> {
         }
     }
 
+    /// True or false.
+    pub(crate) fn flag(&self, key: &str) -> Result<Option<bool>> {
+        let Some(value) = self.get(key)? else { return Ok(None) };
+        let flag = value.as_bool().ok_or_else(|| self.error(key, &format!("is {value:?}, expected true or false")))?;
+        Ok(Some(flag))
+    }
+
     /// A text; none where the value is something else.
     pub(crate) fn text(&self, key: &str) -> Result<Option<&'a str>> {
         Ok(self.get(key)?.and_then(GgufValue::as_text))

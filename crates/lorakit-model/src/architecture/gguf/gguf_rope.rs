@@ -58,9 +58,16 @@ fn yarn(keys: &GgufKeys, factor: f64) -> Result<Value> {
             scaling[key] = bound.into();
         }
     }
-    // llama.cpp multiplies Yarn's own factor of scores by this one.
-    if let Some(multiplier) = keys.number("rope.scaling.attn_factor")?.filter(|&multiplier| multiplier != 1.0) {
-        scaling["attention_factor"] = (multiplier * (0.1 * factor.max(1.0).ln() + 1.0)).into();
+    // Below zero, llama.cpp takes its default, 1.
+    if let Some(share) = keys.number("rope.scaling.yarn_ext_factor")?.filter(|&share| share >= 0.0 && share != 1.0) {
+        return Err(keys.error("rope.scaling.yarn_ext_factor", &format!("is {share}; supported is 1 only")));
+    }
+    // llama.cpp's converter writes the factor of a config.json under the first name; by the second llama.cpp multiplies.
+    let factor_of_config = keys.number("rope.scaling.yarn_attn_factor")?;
+    let multiplier = keys.number("rope.scaling.attn_factor")?.filter(|&multiplier| multiplier != 1.0);
+    if factor_of_config.is_some() || multiplier.is_some() {
+        let own = factor_of_config.unwrap_or_else(|| 0.1 * factor.max(1.0).ln() + 1.0);
+        scaling["attention_factor"] = (multiplier.unwrap_or(1.0) * own).into();
     }
     Ok(scaling)
 }
