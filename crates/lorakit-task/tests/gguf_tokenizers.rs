@@ -167,6 +167,25 @@ fn files_of_a_folder_give_the_same_tokens() {
 }
 
 #[test]
+fn ids_beyond_the_tokens_and_empty_tokens_are_read_as_in_llama_cpp() {
+    let none = GgufValue::U32(u32::MAX);
+    let keys = ["bos_token_id", "eos_token_id", "unknown_token_id", "padding_token_id"];
+    let plain = Tokenizer::from_gguf(&pieces()).unwrap();
+    let beyond = Tokenizer::from_gguf(&with(pieces(), keys.map(|key| (key, none.clone())))).unwrap();
+    assert_eq!((beyond.bos(), beyond.eos()), (plain.bos(), plain.eos()));
+    assert_eq!(spell(&beyond, "bab é"), spell(&plain, "bab é"));
+    for key in keys {
+        let expected = format!("`tokenizer.ggml.{key}` is 4294967295, the id of none of the 14 tokens");
+        assert!(beyond.warnings().iter().any(|warning| warning.contains(&expected)), "{:?}", beyond.warnings());
+    }
+    let tokens = ["<|end|>", "a", "b", "Ġ", "", "2", "ab", "Ġab", "", "ĠĠ", "Ġ1", "<t>", "b1"];
+    let empty = with(byte_level("gpt-2"), [("tokens", texts(tokens)), ("merges", texts(["a b"]))]);
+    let empty = Tokenizer::from_gguf(&empty).unwrap();
+    assert_eq!([empty.token(4), empty.token(8)].map(Option::unwrap), ["[EMPTY_4]", "[EMPTY_8]"]);
+    assert_eq!(spell(&empty, "ab"), "ab");
+}
+
+#[test]
 fn what_contradicts_itself_is_refused_by_key() {
     let error = |of: Metadata| format!("{:#}", anyhow::Error::from(Tokenizer::from_gguf(&of).unwrap_err()));
     let changed = |key: &str, value| error(with(byte_level("gpt-2"), [(key, value)]));
@@ -179,7 +198,7 @@ fn what_contradicts_itself_is_refused_by_key() {
     assert!(changed("token_type", types([1, 1])).contains("expected 13 numbers, one for each token, found 2"));
     assert!(changed("merges", texts(["ab"])).contains("tokenizer.ggml.merges: expected two tokens"));
     assert!(changed("merges", texts(["a 2"])).contains("`a2`"));
-    assert!(changed("eos_token_id", GgufValue::U32(13)).contains("the id of one of the 13 tokens"));
+    assert!(changed("eos_token_id", text("b")).contains("the id of a token"));
     let scores = with(pieces(), [("scores", GgufValue::Array(vec![GgufValue::F32(1.0)]))]);
     assert!(error(scores).contains("tokenizer.ggml.scores"));
     let few = metadata([("model", text("gpt2")), ("tokens", texts(["a"]))]);

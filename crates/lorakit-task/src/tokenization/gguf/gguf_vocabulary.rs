@@ -70,8 +70,9 @@ impl GgufVocabulary {
         let keys = Keys(metadata);
         let tokens = tokens(keys)?;
         let count = tokens.len();
-        let id = |name| keys.id(name, count);
         let mut warnings = Vec::new();
+        let [eos_id, bos_id, eot, eom, unknown_id, padding] = ["eos", "bos", "eot", "eom", "unknown", "padding"]
+            .map(|name| keys.id(&format!("{name}_token_id"), count, &mut warnings));
         let kind = kind(keys, count, &mut warnings)?;
         // llama.cpp's own, for files that name none.
         let ([bos, eos, unknown], adds_bos) = match &kind {
@@ -79,14 +80,14 @@ impl GgufVocabulary {
             TokenKind::Pieces { .. } => ([Some(1), Some(2), Some(0)], true),
         };
         let within = |id: Option<u32>| id.filter(|&id| (id as usize) < count);
-        let eos = match id("eos_token_id")? {
+        let eos = match eos_id? {
             Some(eos) => eos,
             None => {
                 let lacking =
                     || TaskError::SpecialTokens(format!("is missing, so that no token ends a text; {OWN_TOKENIZER}"));
                 let eos = within(eos).ok_or_else(lacking).at(|| key("eos_token_id"))?;
                 warnings.push(format!(
-                    "no `{}`; as in llama.cpp, `{}` is EOS",
+                    "`{}` names no token; as in llama.cpp, `{}` is EOS",
                     key("eos_token_id"),
                     tokens[eos as usize]
                 ));
@@ -95,11 +96,11 @@ impl GgufVocabulary {
         };
         Ok(Self {
             types: types(keys, count)?,
-            bos: id("bos_token_id")?.or(within(bos)),
+            bos: bos_id?.or(within(bos)),
             eos,
-            ends: [id("eot_token_id")?, id("eom_token_id")?].into_iter().flatten().collect(),
-            unknown: id("unknown_token_id")?.or(within(unknown)),
-            padding: id("padding_token_id")?,
+            ends: [eot?, eom?].into_iter().flatten().collect(),
+            unknown: unknown_id?.or(within(unknown)),
+            padding: padding?,
             adds_bos: keys.get("add_bos_token", "true or false", GgufValue::as_bool)?.unwrap_or(adds_bos),
             templates: templates(metadata)?,
             architecture: metadata.get("general.architecture").and_then(GgufValue::as_text).unwrap_or_default().into(),
@@ -150,10 +151,14 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// The id of one of `count` tokens.
-    fn id(self, name: &str, count: usize) -> Result<Option<u32>> {
-        let expected = format!("the id of one of the {count} tokens");
-        self.get(name, &expected, |value| value.as_u64().filter(|&id| id < count as u64)?.try_into().ok())
+    /// The id of one of `count` tokens. As in llama.cpp, one that none of them has is as if it were not there.
+    fn id(self, name: &str, count: usize, warnings: &mut Vec<String>) -> Result<Option<u32>> {
+        let Some(value) = self.get(name, "the id of a token", GgufValue::as_u64)? else { return Ok(None) };
+        let id = u32::try_from(value).ok().filter(|&id| (id as usize) < count);
+        if id.is_none() {
+            warnings.push(format!("`{}` is {value}, the id of none of the {count} tokens, and is ignored", key(name)));
+        }
+        Ok(id)
     }
 }
 
@@ -176,13 +181,16 @@ fn tokens(keys: Keys) -> Result<Vec<String>> {
     let tokens = keys.list("tokens", "texts", GgufValue::as_text)?.filter(|tokens| !tokens.is_empty());
     let lacking = || TaskError::SpecialTokens(format!("the file has no tokens; {OWN_TOKENIZER}"));
     let tokens = tokens.ok_or_else(lacking).at(name)?;
+    // llama.cpp's name for a token without one.
+    let named = |(id, token): (usize, &str)| if token.is_empty() { format!("[EMPTY_{id}]") } else { token.to_owned() };
+    let tokens: Vec<String> = tokens.into_iter().enumerate().map(named).collect();
     let mut ids = HashMap::with_capacity(tokens.len());
     for (id, token) in tokens.iter().enumerate() {
-        if let Some(other) = ids.insert(*token, id) {
+        if let Some(other) = ids.insert(token, id) {
             return Err(TaskError::SpecialTokens(format!("`{token}` is both token {other} and token {id}")).at(name()));
         }
     }
-    Ok(tokens.into_iter().map(str::to_owned).collect())
+    Ok(tokens)
 }
 
 /// How texts become tokens, of which there are `count`.
