@@ -149,13 +149,17 @@ fn write_index(source: &Path, folder: &Path, checkpoint: &Checkpoint) -> Result<
     }
     let mut index: Value =
         serde_json::from_str(&read_text(&from)?).with_context(|| format!("{}: not JSON", from.display()))?;
-    let dropped = checkpoint.dropped();
+    let file_name = |file: &Path| Value::from(file.file_name().map(|file| file.to_string_lossy()));
     if let Some(places) = index["weight_map"].as_object_mut() {
-        places.retain(|name, _| !name.contains(".weight.") && dropped.iter().all(|(dropped, _)| dropped != name));
+        let written = |(name, _): (String, Value)| {
+            let (name, file) = checkpoint.written(&name)?;
+            Some((name, file_name(file)))
+        };
+        *places = std::mem::take(places).into_iter().filter_map(written).collect();
     }
-    let (mut more, less) = (0, dropped.iter().map(|(_, bytes)| *bytes as u64).sum::<u64>());
+    let (mut more, less) = (0, checkpoint.dropped().iter().map(|(_, bytes)| *bytes as u64).sum::<u64>());
     for (name, file, bytes) in checkpoint.copies() {
-        index["weight_map"][name] = file.file_name().map(|file| file.to_string_lossy()).into();
+        index["weight_map"][name] = file_name(file);
         more += bytes as u64;
     }
     if let Some(size) = index["metadata"]["total_size"].as_u64() {

@@ -87,6 +87,7 @@ pub use peft::peft_config::{AdapterMetadata, PeftConfig, TaskType};
 pub use peft::refused_features::refused_features;
 pub use peft::target_modules::{ModuleSelector, Targets};
 pub use peft::unsupported::{UnsupportedConfig, UnsupportedKey};
+pub use peft::wrapper_prefix::wrapper_prefix;
 pub use shared_a::SharedA;
 pub use singular_vector::{RightSingularVectors, SingularVector};
 pub use text_model_paths::path_in_text_model;

@@ -106,7 +106,7 @@ impl Base {
         let final_norm = load_norm(&config, descriptor.final_norm, config.hidden, &mut weights)?;
         let head = match config.tied {
             true => embedding.clone(),
-            false => weights.matrix(&weight_of(descriptor.lm_head), config.vocabulary, config.hidden)?,
+            false => lm_head_weight(&config, checkpoint, &mut weights)?,
         };
         let head_bias = match descriptor.lm_head_bias {
             true => Some(weights.vector(&format!("{}.bias", descriptor.lm_head), config.vocabulary)?),
@@ -316,6 +316,17 @@ fn ensure_computes(config: &BaseConfig, checkpoint: &Checkpoint, options: &BaseO
     }
     let reason = format!("bases of architecture `{}` compute on a CPU only; use --device cpu", config.model_type);
     Err(ModelError::Checkpoint { place: checkpoint.place(), reason })
+}
+
+/// The weight of a head that is not tied to the embedding.
+fn lm_head_weight(config: &BaseConfig, checkpoint: &Checkpoint, weights: &mut WeightLoader) -> Result<Weight> {
+    let name = format!("{}.weight", config.descriptor.lm_head);
+    if checkpoint.find(&name).is_none() {
+        let reason = "is missing: there is one weight for the embedding and the LM head, and config.json does not tie \
+                      them; AutoModelForCausalLM saves both, AutoModel does not";
+        return Err(ModelError::Tensor { place: checkpoint.place(), tensor: name, reason: reason.to_owned() });
+    }
+    weights.matrix(&name, config.vocabulary, config.hidden)
 }
 
 /// The biases by distance of an encoder's layers and of those after it, if there are any.

@@ -4,7 +4,7 @@
 use candle_core::{DType, Device, Tensor, safetensors};
 use lorakit_model::{Base, BaseOptions, Checkpoint, ModelError, StorageDtype};
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::path::PathBuf;
 
@@ -84,6 +84,22 @@ fn a_folder_without_weights_is_refused() {
     assert_says(&open().to_string(), &["pickles", "save the model with safetensors"]);
     fs::write(folder.path().join("model.safetensors"), "cut").unwrap();
     assert_says(&open().to_string(), &["model.safetensors", "not a complete safetensors file"]);
+}
+
+#[test]
+fn a_wrapped_model_is_refused_by_the_prefix_of_its_wrapper() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::copy(fixture().join("config.json"), folder.path().join("config.json")).unwrap();
+    let tensors = safetensors::load(fixture().join("model.safetensors"), &Device::Cpu).unwrap();
+    for (prefix, meaning) in
+        [("_orig_mod.", "torch.compile"), ("module.", "DistributedDataParallel"), ("base_model.model.", "a PEFT model")]
+    {
+        let wrapped: HashMap<String, Tensor> =
+            tensors.iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor.clone())).collect();
+        safetensors::save(&wrapped, folder.path().join("model.safetensors")).unwrap();
+        let error = Base::open(folder.path(), &BaseOptions::default()).err().unwrap();
+        assert_says(&error.to_string(), &["model.safetensors", &format!("starts with `{prefix}`"), meaning]);
+    }
 }
 
 /// Weights in f32 of which one is beyond f16.

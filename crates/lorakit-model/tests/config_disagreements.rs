@@ -9,9 +9,10 @@ use differences::largest_difference;
 use lorakit_format::rng::Key;
 use lorakit_lora::{Patches, SequenceBatch};
 use lorakit_model::sampling::{Sampler, SamplingOptions};
-use lorakit_model::{Base, BaseConfig, BaseOptions};
+use lorakit_model::weights::INDEX_FILE;
+use lorakit_model::{Base, BaseConfig, BaseOptions, Checkpoint};
 use serde_json::{Value, json};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -65,6 +66,95 @@ fn a_head_in_the_file_that_differs_from_the_embedding_is_not_tied() {
     let base = open(folder.path());
     let message = &base.config().warnings[0];
     assert!(message.contains("model.safetensors") && message.contains("`lm_head.weight` differs"), "{message}");
+}
+
+/// Writes the base of a folder again, as when an adapter is merged into it; its logits and the names of its tensors.
+fn written_again(folder: &Path) -> (Tensor, Vec<String>) {
+    let again = tempfile::tempdir().unwrap();
+    let checkpoint = Checkpoint::open(folder).unwrap();
+    checkpoint.write_edited(again.path(), &BTreeSet::new(), &mut |_, _| Ok(())).unwrap();
+    fs::copy(folder.join("config.json"), again.path().join("config.json")).unwrap();
+    let mut names: Vec<String> =
+        safetensors::load(again.path().join("model.safetensors"), &Device::Cpu).unwrap().into_keys().collect();
+    names.sort();
+    (logits(&open(again.path())), names)
+}
+
+fn sorted_names(name: &str) -> Vec<String> {
+    let mut names: Vec<String> = tensors(name).into_keys().collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn weights_that_automodel_saved_are_those_of_the_whole_model() {
+    for name in ["mistral", "llama"] {
+        let folder = tempfile::tempdir().unwrap();
+        let bare = |(name, tensor): (String, Tensor)| (name.trim_start_matches("model.").to_owned(), tensor);
+        let mut bare: HashMap<String, Tensor> = tensors(name).into_iter().map(bare).collect();
+        write(folder.path(), &config(name), &bare);
+        let expected = logits(&open(&fixture(name)));
+        assert_eq!(largest_difference(&logits(&open(folder.path())), &expected), 0.0);
+        let (again, names) = written_again(folder.path());
+        assert_eq!((largest_difference(&again, &expected), names), (0.0, sorted_names(name)));
+        if bare.remove("lm_head.weight").is_some() {
+            write(folder.path(), &config(name), &bare);
+            let error = Base::open(folder.path(), &BaseOptions::default()).err().unwrap().to_string();
+            assert!(error.contains("`lm_head.weight` is missing") && error.contains("AutoModel does not"), "{error}");
+        }
+    }
+}
+
+#[test]
+fn one_weight_of_embedding_and_head_may_have_the_name_of_the_head() {
+    let (folder, mut tensors) = (tempfile::tempdir().unwrap(), tensors("mistral"));
+    let embedding = tensors.remove("model.embed_tokens.weight").unwrap();
+    tensors.insert("lm_head.weight".to_owned(), embedding);
+    write(folder.path(), &config("mistral"), &tensors);
+    let expected = logits(&open(&fixture("mistral")));
+    assert_eq!(largest_difference(&logits(&open(folder.path())), &expected), 0.0);
+    let (again, names) = written_again(folder.path());
+    assert_eq!((largest_difference(&again, &expected), names), (0.0, sorted_names("mistral")));
+}
+
+/// Shards in a subfolder, both with one of the tensors.
+#[test]
+fn a_tensor_may_be_in_two_shards_with_the_same_values() {
+    let (folder, again, all) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tensors("mistral"));
+    let shards = folder.path().join("w");
+    fs::create_dir(&shards).unwrap();
+    let norm = "model.norm.weight";
+    let is_first = |name: &str| name.contains("layers.0.");
+    let save = |factor: f64| {
+        for (file, first) in [("1.safetensors", true), ("2.safetensors", false)] {
+            let own = all.iter().filter(|(name, _)| is_first(name) == first || *name == norm);
+            let scale = if first { factor } else { 1.0 };
+            let own = own.map(|(name, tensor)| {
+                (name.clone(), if name == norm { (tensor * scale).unwrap() } else { tensor.clone() })
+            });
+            safetensors::save(&own.collect::<HashMap<_, _>>(), shards.join(file)).unwrap();
+        }
+    };
+    let place = |name: &String| if is_first(name) { "w/1.safetensors" } else { "w/2.safetensors" };
+    let map: HashMap<&String, &str> = all.keys().map(|name| (name, place(name))).collect();
+    let index = |map: Value| fs::write(folder.path().join(INDEX_FILE), json!({"weight_map": map}).to_string()).unwrap();
+    index(json!(map));
+    fs::write(folder.path().join("config.json"), config("mistral").to_string()).unwrap();
+    save(1.0);
+    let expected = logits(&open(&fixture("mistral")));
+    assert_eq!(largest_difference(&logits(&open(folder.path())), &expected), 0.0);
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    checkpoint.write_edited(again.path(), &BTreeSet::new(), &mut |_, _| Ok(())).unwrap();
+    let written: usize = ["1.safetensors", "2.safetensors"]
+        .map(|file| safetensors::load(again.path().join(file), &Device::Cpu).unwrap().len())
+        .iter()
+        .sum();
+    assert_eq!(written, all.len());
+    save(2.0);
+    let refusal = || Checkpoint::open(folder.path()).err().unwrap().to_string();
+    assert!(refusal().contains("with other values"), "{}", refusal());
+    index(json!({"a": "../w/1.safetensors"}));
+    assert!(refusal().contains("is not the path of a file within the folder"), "{}", refusal());
 }
 
 #[test]

@@ -16,6 +16,19 @@ const WRAPPERS: &[(&str, &str)] = &[
 /// The prefix that DistributedDataParallel and DeepSpeed put before the whole model.
 const PARALLEL: &str = "module";
 
+/// Whose that prefix is.
+const PARALLEL_MEANING: &str = "the prefix of DistributedDataParallel and DeepSpeed";
+
+/// The prefix that a wrapper of a whole model leaves in the name of a base's tensor, and what it is.
+pub fn wrapper_prefix(name: &str) -> Option<(String, &'static str)> {
+    if name.starts_with(PREFIX) {
+        return Some((PREFIX.to_owned(), "the prefix of a PEFT model, into which its adapter can be merged"));
+    }
+    let first = name.split('.').next()?;
+    let wrapper = WRAPPERS.iter().copied().chain([(PARALLEL, PARALLEL_MEANING)]).find(|(segment, _)| *segment == first);
+    wrapper.map(|(segment, meaning)| (format!("{segment}."), meaning))
+}
+
 /// The path of the language model inside a multimodal one, since transformers 4.52.
 pub(crate) const TEXT_MODEL: &str = "model.language_model.";
 
@@ -57,7 +70,7 @@ impl Unwrapped {
                 (path, prefixes) = (rest, prefixes + 1);
             } else if let Some(rest) = path.strip_prefix(PARALLEL).and_then(|rest| rest.strip_prefix('.')) {
                 path = rest;
-                corrected.insert((format!("{PARALLEL}."), "the prefix of DistributedDataParallel and DeepSpeed"));
+                corrected.insert((format!("{PARALLEL}."), PARALLEL_MEANING));
             } else {
                 break;
             }

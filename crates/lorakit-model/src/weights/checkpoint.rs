@@ -2,18 +2,20 @@
 
 use crate::error::{ModelError, Result};
 use crate::weights::bitsandbytes::{FourBitMatrix, SUFFIXES, described_weight};
+use crate::weights::checkpoint_names::CheckpointNames;
 use crate::weights::gguf_weights::GgufWeights;
 use crate::weights::mmap_matrix::MmapMatrix;
 use crate::weights::stored_weight::{StoredWeight, WeightFormat};
+use lorakit_adapter::wrapper_prefix;
 use lorakit_format::gguf::GgufShards;
 use lorakit_format::hash::hex;
 use lorakit_format::mmap::FileBytes;
 use lorakit_format::read_text;
-use lorakit_format::safetensors::{SafetensorsFile, StoredTensor};
+use lorakit_format::safetensors::{SafetensorsFile, StoredTensor, View as _};
 use sha2::{Digest, Sha256};
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Component, Path, PathBuf};
 
 /// The name of the weight file of a model that is not split.
 pub const SINGLE_FILE: &str = "model.safetensors";
@@ -25,14 +27,10 @@ pub const INDEX_FILE: &str = "model.safetensors.index.json";
 const SAMPLED_BLOCKS: usize = 64;
 const SAMPLED_BLOCK_BYTES: usize = 4096;
 
-/// Prefixes of names in files written before transformers 4.52, and the prefixes of the same names since.
-const RENAMED: [(&str, &str); 2] =
-    [("language_model.model.", "model.language_model."), ("language_model.lm_head.", "lm_head.")];
-
 /// Where a tensor is in the safetensors files.
 pub(crate) struct TensorLocation {
     /// The index of its file.
-    file: usize,
+    pub(crate) file: usize,
     /// Its name there.
     stored: String,
     /// What it and the tensors that describe it are, if it is in 4 bits.
@@ -61,6 +59,8 @@ pub(crate) enum WeightFiles {
 /// All tensors of a base by name.
 pub struct Checkpoint {
     pub(crate) files: WeightFiles,
+    /// How its safetensors files name their tensors.
+    pub(crate) stored_names: CheckpointNames,
     /// Matrices that replace those of the files.
     pub(crate) edited: BTreeMap<String, MmapMatrix>,
     /// Further tensors, by the names of those whose values they have.
@@ -101,6 +101,7 @@ impl Checkpoint {
     pub fn of_gguf(shards: GgufShards) -> Result<Self> {
         Ok(Self {
             files: WeightFiles::Gguf(GgufWeights::new(shards)?),
+            stored_names: CheckpointNames::default(),
             edited: BTreeMap::new(),
             copies: BTreeMap::new(),
             dropped: Vec::new(),
@@ -116,16 +117,26 @@ impl Checkpoint {
     }
 
     fn of(files: Vec<SafetensorsFile>) -> Result<Self> {
-        let mut names = BTreeMap::new();
+        let stored_names = || files.iter().flat_map(|file| file.tensors().keys().map(String::as_str));
+        if let Some((name, (prefix, meaning))) = stored_names().find_map(|name| Some((name, wrapper_prefix(name)?))) {
+            let place = files.first().map_or_else(String::new, |file| file.path().display().to_string());
+            let reason = format!("starts with `{prefix}`, {meaning}; save the model without it");
+            return Err(ModelError::Tensor { place, tensor: name.to_owned(), reason });
+        }
+        let stored_names = CheckpointNames::of(stored_names());
+        let mut names: BTreeMap<String, TensorLocation> = BTreeMap::new();
         for (index, file) in files.iter().enumerate() {
-            for stored in file.tensors().keys() {
+            for (stored, entry) in file.tensors() {
                 let place = TensorLocation { file: index, stored: stored.clone(), four_bit: None };
-                if let Some(other) = names.insert(present_name(stored), place) {
-                    let place = files[other.file].path().display();
+                // As in transformers, the last of equal ones is used.
+                if let Some(other) = names.insert(stored_names.present(stored), place)
+                    && (other.file == index || !is_same(file.stored(entry), &files[other.file], &other.stored))
+                {
+                    let others = if other.file == index { "under another name" } else { "with other values" };
                     return Err(ModelError::Tensor {
                         place: file.path().display().to_string(),
                         tensor: stored.clone(),
-                        reason: format!("is also in {place}"),
+                        reason: format!("is also in {}, {others}", files[other.file].path().display()),
                     });
                 }
             }
@@ -133,6 +144,7 @@ impl Checkpoint {
         gather_four_bits(&files, &mut names)?;
         Ok(Self {
             files: WeightFiles::Safetensors(files, names),
+            stored_names,
             edited: BTreeMap::new(),
             copies: BTreeMap::new(),
             dropped: Vec::new(),
@@ -192,6 +204,13 @@ impl Checkpoint {
             Some(edited) => Ok(edited.clone()),
             None => stored.matrix(),
         }
+    }
+
+    /// The name under which a tensor of its safetensors files is written again, and its file; none for one that is not.
+    pub fn written(&self, stored: &str) -> Option<(String, &Path)> {
+        let present = self.stored_names.present(stored);
+        let path = self.find(&present)?.path();
+        Some((if self.stored_names.are_replaced() { present } else { stored.to_owned() }, path))
     }
 
     /// Names of all tensors.
@@ -359,6 +378,15 @@ fn gather_four_bits(files: &[SafetensorsFile], places: &mut BTreeMap<String, Ten
     Ok(())
 }
 
+/// Whether a file has a tensor of that name with these values.
+fn is_same(tensor: StoredTensor, file: &SafetensorsFile, stored: &str) -> bool {
+    let other = file.tensors().get(stored).map(|entry| file.stored(entry));
+    other.is_some_and(|other| {
+        let kind = |tensor: &StoredTensor| (tensor.dtype(), tensor.shape().to_vec());
+        kind(&tensor) == kind(&other) && tensor.data() == other.data()
+    })
+}
+
 /// Adds a file's header and some of its blocks to a hash.
 fn hash_file(file: &SafetensorsFile, hash: &mut Sha256) {
     let data = file.data();
@@ -368,12 +396,6 @@ fn hash_file(file: &SafetensorsFile, hash: &mut Sha256) {
         let start = data.len() / SAMPLED_BLOCKS * i;
         hash.update(&data[start..(start + SAMPLED_BLOCK_BYTES).min(data.len())]);
     }
-}
-
-/// The name that transformers 5 has for a tensor of a file.
-pub(crate) fn present_name(stored: &str) -> String {
-    let renamed = |(old, new): &(&str, &str)| stored.strip_prefix(old).map(|rest| format!("{new}{rest}"));
-    RENAMED.iter().find_map(renamed).unwrap_or_else(|| stored.to_owned())
 }
 
 /// The files that an index names, each once, in order of their names.
@@ -391,20 +413,21 @@ fn indexed_files(folder: &Path, index: &Path) -> Result<Vec<PathBuf>> {
         let reason = "`weight_map` names no file".to_owned();
         return Err(ModelError::Checkpoint { place: index.display().to_string(), reason });
     }
-    let mut files: Vec<&String> = parsed.weight_map.values().collect();
-    files.sort();
-    files.dedup();
-    files
-        .into_iter()
-        .map(|file| {
-            if Path::new(file).components().count() == 1 && !file.starts_with('.') {
-                Ok(folder.join(file))
-            } else {
-                Err(ModelError::Checkpoint {
-                    place: index.display().to_string(),
-                    reason: format!("`{file}` is not a plain file name"),
-                })
-            }
-        })
-        .collect()
+    let names: BTreeSet<&String> = parsed.weight_map.values().collect();
+    let error = |reason| ModelError::Checkpoint { place: index.display().to_string(), reason };
+    let mut last_parts = BTreeSet::new();
+    for name in &names {
+        let path = Path::new(name);
+        if !path
+            .components()
+            .all(|part| matches!(part, Component::Normal(part) if !part.as_encoded_bytes().starts_with(b".")))
+        {
+            return Err(error(format!("`{name}` is not the path of a file within the folder")));
+        }
+        // A merged base has all of its files in one folder.
+        if !last_parts.insert(path.file_name()) {
+            return Err(error(format!("another file has the name of `{name}` in another folder")));
+        }
+    }
+    Ok(names.into_iter().map(|name| folder.join(name)).collect())
 }

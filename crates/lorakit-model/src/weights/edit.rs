@@ -4,7 +4,7 @@
 //! is, byte for byte.
 
 use crate::error::{ModelError, Result};
-use crate::weights::checkpoint::{Checkpoint, SINGLE_FILE, WeightFiles, present_name};
+use crate::weights::checkpoint::{Checkpoint, SINGLE_FILE, WeightFiles};
 use crate::weights::mmap_matrix::MmapMatrix;
 use crate::weights::storage_dtype::StorageDtype;
 use crate::weights::stored_weight::{StoredWeight, WeightFormat};
@@ -76,15 +76,18 @@ impl Checkpoint {
         names.iter().try_for_each(|name| self.required(name).map(|_| ()))?;
         let mut edits = Edits { names, edit, rounding: Rounding::default() };
         match &self.files {
-            WeightFiles::Safetensors(files, _) => {
-                for file in files {
-                    let tensors = in_file_order(file).into_iter().map(|(name, _)| self.find(&present_name(name)));
-                    let mut tensors: Vec<StoredWeight> = tensors.flatten().collect();
+            WeightFiles::Safetensors(files, places) => {
+                for (index, file) in files.iter().enumerate() {
+                    let names = in_file_order(file).into_iter().map(|(name, _)| self.stored_names.present(name));
+                    // Of a tensor that is in two files, one is used.
+                    let used = names.filter(|name| places.get(name).is_some_and(|place| place.file == index));
+                    let mut tensors: Vec<StoredWeight> = used.filter_map(|name| self.find(&name)).collect();
                     let own = tensors.len();
                     tensors.extend(self.copied().filter(|copy| copy.path() == file.path()));
                     let is_quantized = |weight: &StoredWeight| matches!(weight.format, WeightFormat::FourBit(..));
                     let are_others = tensors.len() > own || own < file.tensors().len();
-                    let header: Cow<[u8]> = match are_others || tensors.iter().any(is_quantized) {
+                    let is_changed = are_others || self.stored_names.are_replaced();
+                    let header: Cow<[u8]> = match is_changed || tensors.iter().any(is_quantized) {
                         true => plain_header(tensors.iter().copied())?.into(),
                         false => file.header().into(),
                     };

@@ -3,6 +3,7 @@
 mod bitsandbytes;
 mod block_quantization;
 pub(crate) mod checkpoint;
+mod checkpoint_names;
 pub(crate) mod edit;
 mod few_tokens;
 mod four_bit_levels;
