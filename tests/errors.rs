@@ -97,6 +97,20 @@ fn wrong_clusters_files_are_refused() {
 }
 
 #[test]
+fn an_adapter_in_place_of_a_base_is_named_one() {
+    let folder = tempfile::tempdir().unwrap();
+    for (config, advice) in [
+        (r#"{"base_model_name_or_path": "acme/tiny"}"#, "it was made for --base hub:acme/tiny"),
+        (r#"{"base_model_name_or_path": "pico"}"#, "it was made for --base pico"),
+        ("{}", "an adapter, not a base"),
+    ] {
+        fs::write(folder.path().join("adapter_config.json"), config).unwrap();
+        let message = run(["base", "info", folder.path().to_str().unwrap()]).failed(1);
+        assert_contains(&message, &["an adapter, not a base", advice]);
+    }
+}
+
+#[test]
 fn wrong_input_ids_are_refused() {
     let base = peft_fixture("phi").join("base");
     let folder = tempfile::tempdir().unwrap();

@@ -51,6 +51,20 @@ fn info(base: &str, settings: &[(&str, &str)]) -> binary::Ran {
 }
 
 #[test]
+fn an_adapter_in_place_of_a_base_is_named_one() {
+    let work = tempfile::tempdir().unwrap();
+    let folder = work.path().join("adapter");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("adapter_config.json"), r#"{"base_model_name_or_path": "acme/tiny"}"#).unwrap();
+    std::fs::write(folder.join("adapter_model.safetensors"), "none").unwrap();
+    let server = HubServer::of(vec![LocalRepository::model("acme/adapter", COMMIT, &folder)]);
+    let home = work.path().join("home");
+    let settings = [("HF_ENDPOINT", server.address()), ("HF_HOME", home.to_str().unwrap())];
+    let message = info("hub:acme/adapter", &settings).failed(1);
+    assert_contains(&message, &["hub:acme/adapter", "an adapter, not a base", "--base hub:acme/tiny"]);
+}
+
+#[test]
 fn a_base_is_downloaded_into_the_cache_of_huggingface_hub() {
     let work = tempfile::tempdir().unwrap();
     let folder = pico_folder(work.path());

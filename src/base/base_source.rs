@@ -1,5 +1,6 @@
 //! The value of `--base`: a model folder, a GGUF file, `hub:ORG/NAME[@REV][/FILE.gguf]`, or `pico`.
 
+use super::adapter_folder::not_a_base;
 use super::hub_files::{BaseFiles, GgufFiles};
 use super::resolved_base::{BaseName, GgufBaseFile, ResolvedBase};
 use crate::args::usage;
@@ -7,9 +8,10 @@ use crate::command_context::CommandContext;
 use crate::hub::repository::{Repository, RepositoryKind};
 use crate::hub::snapshot::snapshot;
 use anyhow::{Result, bail, ensure};
-use lorakit_adapter::BaseIdentity;
+use lorakit_adapter::{BaseIdentity, CONFIG_FILE};
 use lorakit_format::non_finite_json::non_finite_as_null;
 use lorakit_model::Base;
+use lorakit_model::weights::{INDEX_FILE, SINGLE_FILE};
 use serde_json::Value;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -95,6 +97,7 @@ impl BaseSource {
             Self::Folder(folder) => {
                 ensure!(!is_missing_repository(folder), "{0}: no such folder; did you mean hub:{0}?", folder.display());
                 refuse_gguf_only(folder)?;
+                refuse_adapter(folder)?;
                 let path = || BaseName { text: folder.display().to_string(), on_hub: false };
                 let recorded = || hub_name(folder).map(|name| BaseName::on_hub(&name));
                 let name = given_name(context).or_else(recorded).or_else(|| folder.file_name().map(|_| path()));
@@ -144,6 +147,14 @@ fn refuse_gguf_only(folder: &Path) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// Refuses the folder of an adapter. One may stand beside the weights of a base.
+fn refuse_adapter(folder: &Path) -> Result<()> {
+    let has = |file: &str| folder.join(file).exists();
+    let is_adapter = has(CONFIG_FILE) && !has(SINGLE_FILE) && !has(INDEX_FILE);
+    ensure!(!is_adapter, "{}: {}", folder.display(), not_a_base(folder));
+    Ok(())
 }
 
 /// Whether a path that does not exist reads like `ORG/NAME`, as other programs take repositories of the Hub.

@@ -1,10 +1,12 @@
 //! The files of a base on the Hub: configuration, tokenizer, license, and weights in safetensors. Many repositories hold
 //! the same weights again in other formats.
 
+use crate::base::adapter_folder::not_a_base;
 use crate::base::model_files::is_model_file;
 use crate::hub::repository::Repository;
 use crate::hub::snapshot::{NeededFiles, RemoteSnapshot};
 use anyhow::{Context as _, Result, bail};
+use lorakit_adapter::CONFIG_FILE;
 use lorakit_format::gguf::shard_names;
 use lorakit_model::weights::{INDEX_FILE, SINGLE_FILE};
 use serde_json::Value;
@@ -24,6 +26,10 @@ impl NeededFiles for BaseFiles<'_> {
         // It may hold several quantizations of one model.
         if let Some(file) = files.iter().filter(|file| file.ends_with(".gguf")).min().filter(|_| !has_weights) {
             bail!("its weights are in GGUF; name one file: --base {}/{file}", self.repository);
+        }
+        if files.contains(&CONFIG_FILE) && !has_weights {
+            let config = remote.get(CONFIG_FILE)?;
+            bail!("{}: {}", self.repository, not_a_base(config.parent().unwrap_or(&config)));
         }
         for file in files.iter().filter(|file| is_model_file(file)) {
             remote.get(file)?;
