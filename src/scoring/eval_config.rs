@@ -10,7 +10,7 @@ use std::path::Path;
 
 /// The number of the rules by which rows become tokens and scores. One more where a version changes the scores of a task with
 /// the same settings; earlier versions recorded none.
-pub const SCORING_RULES: u32 = 1;
+pub const SCORING_RULES: u32 = 2;
 
 /// The configuration recorded in results.json.
 #[derive(Serialize)]

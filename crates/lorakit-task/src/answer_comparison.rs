@@ -1,15 +1,14 @@
 //! How generated answers are compared with accepted ones.
 
 use crate::error::{Result, TaskError};
-use fancy_regex::Regex;
-use std::borrow::Cow;
+use crate::python_regex::PythonRegex;
 
 /// When a text equals an accepted answer. By default white space around both is ignored and nothing else;
 /// `ignore_case` and `regexes_to_ignore` are those of lm-evaluation-harness's `exact_match`.
 #[derive(Clone, Debug, Default)]
 pub struct AnswerComparison {
     ignore_case: bool,
-    ignored: Vec<Regex>,
+    ignored: Vec<PythonRegex>,
     tolerance: Option<f64>,
 }
 
@@ -21,10 +20,10 @@ impl AnswerComparison {
     /// If a pattern is not a regular expression, or the tolerance is negative or not a number.
     pub fn new(ignore_case: bool, regexes_to_ignore: &[String], tolerance: Option<f64>) -> Result<Self> {
         let compile = |pattern: &String| {
-            Regex::new(pattern).map_err(|source| TaskError::Pattern {
+            PythonRegex::new(pattern).map_err(|source| TaskError::Pattern {
                 key: "regexes_to_ignore",
                 pattern: pattern.clone(),
-                source: Box::new(source),
+                source,
             })
         };
         if let Some(tolerance) = tolerance.filter(|tolerance| !tolerance.is_finite() || *tolerance < 0.0) {
@@ -41,7 +40,7 @@ impl AnswerComparison {
 
     /// The patterns of what is ignored.
     pub fn regexes_to_ignore(&self) -> impl Iterator<Item = &str> {
-        self.ignored.iter().map(Regex::as_str)
+        self.ignored.iter().map(PythonRegex::source)
     }
 
     /// The most by which numbers may differ; None: numbers are compared as texts.
@@ -59,10 +58,7 @@ impl AnswerComparison {
     /// What of a text is compared.
     fn compared(&self, text: &str) -> String {
         // Where backtracking reaches its bound, nothing is removed.
-        let remove = |text: String, pattern: &Regex| {
-            let rest = pattern.try_replacen(&text, 0, "").map(Cow::into_owned);
-            rest.unwrap_or(text)
-        };
+        let remove = |text: String, pattern: &PythonRegex| pattern.replace_all(&text, "").unwrap_or(text);
         let text = self.ignored.iter().fold(text.trim().to_owned(), remove);
         // What is removed may have had white space before it.
         let text = text.trim();

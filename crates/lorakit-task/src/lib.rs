@@ -48,6 +48,7 @@ mod jinja;
 mod json_value;
 mod loading;
 mod metric;
+mod python_regex;
 mod row;
 mod row_format;
 mod row_hash;

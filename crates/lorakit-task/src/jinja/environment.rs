@@ -5,6 +5,7 @@ use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value};
 use crate::jinja::python_json::tojson;
 use crate::jinja::python_methods;
 use crate::jinja::text_limit;
+use crate::python_regex::PythonRegex;
 
 /// How many steps one rendering may take. Templates are untrusted input; the longest ordinary prompt takes a few thousand
 /// steps.
@@ -53,8 +54,7 @@ fn strftime_now(format: &str) -> Result<String, Error> {
 
 /// `text | regex_replace("\\[.*?\\]", "")`, the one filter that lm-evaluation-harness adds.
 fn regex_replace(text: String, pattern: String, replacement: String) -> Result<String, Error> {
-    let replaced = fancy_regex::Regex::new(&pattern)
-        .and_then(|regex| Ok(regex.try_replacen(&text, 0, &*replacement)?.into_owned()));
+    let replaced = PythonRegex::new(&pattern).and_then(|regex| regex.replace_all(&text, &replacement));
     replaced.map_err(|error| Error::new(ErrorKind::InvalidOperation, error.to_string()))
 }
 
