@@ -1,6 +1,6 @@
 //! JSON values of a row, read as text, as accepted answers or as the index of a choice, and written canonically.
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Number, Value};
 
 use crate::error::{Result, TaskError};
 
@@ -28,16 +28,20 @@ pub(crate) fn texts(value: &Value) -> Result<Vec<String>> {
 /// What to do about a boolean as the right choice.
 const BOOLEAN_ANSWER: &str = "; in a task TOML, `answer = \"COLUMN | int\"` makes it 0 or 1";
 
-/// The index of the right choice: the number itself, the choice whose text it is, or, where no choice has that text, a
-/// whole number written as text.
+/// The index of the right choice: the whole number itself, the choice whose text it is, or, where no choice has that text,
+/// a whole number written as text or as 1.0, as pandas writes a column that lacks some.
 pub(crate) fn choice_index(value: &Value, choices: &[String]) -> Result<usize> {
-    if let Value::String(text) = value
-        && let Some(index) = choices.iter().position(|choice| choice == text)
-    {
+    let is_index = |number: &Number| number.as_u64().is_some();
+    let text = match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => (!is_index(number)).then(|| number.to_string()),
+        _ => None,
+    };
+    if let Some(index) = text.and_then(|text| choices.iter().position(|choice| *choice == text)) {
         return Ok(index);
     }
     let index = match value {
-        Value::Number(number) => number.as_u64().and_then(|n| usize::try_from(n).ok()),
+        Value::Number(number) => whole_number(number).and_then(|n| usize::try_from(n).ok()),
         Value::String(text) => text.trim().parse().ok(),
         other => {
             // Whether a boolean means choice 1 or a choice `true`, only the task's author knows.
@@ -53,6 +57,12 @@ pub(crate) fn choice_index(value: &Value, choices: &[String]) -> Result<usize> {
             Value::from(choices)
         ))),
     }
+}
+
+/// A number without a fraction, as 1 or as 1.0.
+fn whole_number(number: &Number) -> Option<u64> {
+    let float = || number.as_f64().filter(|float| float.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(float));
+    number.as_u64().or_else(|| float().map(|float| float as u64))
 }
 
 /// A JSON value's kind, for messages.
@@ -153,7 +163,9 @@ mod tests {
         assert_eq!(choice_index(&json!("1"), &choices).unwrap(), 0);
         assert_eq!(choice_index(&json!("2"), &choices).unwrap(), 2);
         assert_eq!(choice_index(&json!("no"), &choices).unwrap(), 2);
-        for wrong in [json!(3), json!(-1), json!("yes"), json!(true)] {
+        assert_eq!(choice_index(&json!(1.0), &choices).unwrap(), 1);
+        assert_eq!(choice_index(&json!(1.0), &["a".to_string(), "b".to_string(), "1.0".to_string()]).unwrap(), 2);
+        for wrong in [json!(3), json!(-1), json!("yes"), json!(true), json!(0.5), json!(3.0), json!(-1.0)] {
             assert!(choice_index(&wrong, &choices).is_err(), "{wrong}");
         }
         let error = choice_index(&json!(true), &choices).unwrap_err().to_string();
