@@ -23,12 +23,16 @@ fn copy_adapter(from: &Path, to: &Path, keys: Value) {
 }
 
 #[test]
-fn adapters_of_one_name_create_no_library() {
+fn adapters_of_one_name_or_a_wrong_one_create_no_library() {
     let (adapter, folder) = (peft_fixture("mistral").join("adapters/e0"), tempfile::tempdir().unwrap());
     let library = folder.path().join("library");
     let twin = format!("a={}", adapter.display());
     let twins = run(["library", "add", "--library", &library.display().to_string(), &twin, &twin]);
     assert_contains(&twins.failed(1), &["two adapters are named `a`", "nothing was added"]);
+    assert!(!library.exists());
+    let unnamed = format!("..={}", adapter.display());
+    let refused = run(["library", "add", "--library", &library.display().to_string(), &unnamed]);
+    assert_contains(&refused.failed(1), &["the expert's name `..` starts with a dot", "NAME="]);
     assert!(!library.exists());
 }
 

@@ -3,8 +3,7 @@
 use crate::adding::new_expert::{NewExpert, OpenBase};
 use crate::adding::new_experts::NewExperts;
 use anyhow::{Context as _, Result, ensure};
-use lorakit_adapter::{Adapter, Library};
-use lorakit_fit::with_tied_head;
+use lorakit_adapter::{Adapter, Library, ensure_expert_name};
 use std::collections::BTreeSet;
 
 /// Checks an adapter against its base: modules, widths, and what its file holds of the base itself. What has
@@ -20,7 +19,7 @@ pub fn check_base(expert: &mut NewExpert, OpenBase { resolved, base }: &OpenBase
     Ok(())
 }
 
-/// Refuses existing and repeated names, adapters of another base, and adapters whose widths differ from the others.
+/// Refuses names that no expert can have, existing and repeated ones, adapters of another base, and adapters whose widths differ from the others.
 pub fn refuse_incompatible(experts: &mut NewExperts, library: &Library) -> Result<()> {
     let mut reference = match library.expert_names()?.first() {
         Some(first) => Some((format!("the expert `{first}`"), library.adapter(first)?)),
@@ -29,6 +28,8 @@ pub fn refuse_incompatible(experts: &mut NewExperts, library: &Library) -> Resul
     let mut names = BTreeSet::new();
     experts.retain(|NewExpert { name, folder, adapter, record, .. }| {
         let folder = folder.display();
+        ensure_expert_name(name)
+            .with_context(|| format!("{folder} cannot be added as `{name}`; rename it: NAME={folder}"))?;
         ensure!(!names.contains(name), "two adapters are named `{name}`; rename one: NAME={folder}");
         ensure!(
             !library.contains(name),
