@@ -9,6 +9,7 @@ use crate::commands::{
 use anyhow::Result;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Command as ClapCommand, CommandFactory, FromArgMatches, Parser, Subcommand};
+use std::io::{self, ErrorKind, Write};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -40,9 +41,25 @@ impl Cli {
     /// Parses the arguments of the process. On a usage error, prints it and exits.
     pub fn read() -> Self {
         let mut line = with_negative_numbers(Self::command());
-        let matches = line.get_matches_mut();
-        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut line).exit())
+        let matches = line.try_get_matches_from_mut(std::env::args_os()).unwrap_or_else(|error| exit(&error));
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| exit(&error.format(&mut line)))
     }
+}
+
+/// Prints a usage error, or the help that was asked for, and exits: as clap does, but help that cannot be written is a failure.
+fn exit(error: &clap::Error) -> ! {
+    if error.use_stderr() {
+        error.exit();
+    }
+    let written = error.print().and_then(|()| io::stdout().flush());
+    let code = match written {
+        Err(failed) if failed.kind() != ErrorKind::BrokenPipe => {
+            let _ = writeln!(io::stderr(), "error: cannot write to stdout: {failed}");
+            1
+        }
+        _ => error.exit_code(),
+    };
+    std::process::exit(code)
 }
 
 /// Lets every option take negative numbers, so that the option's own parser reports a wrong one. By default clap reports
