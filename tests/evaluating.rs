@@ -195,6 +195,13 @@ fn one_router_s_failure_does_not_stop_the_others() {
         last,
         &["error: 2 evaluations failed, all others are complete", "--router oracle", "--router expert:none"],
     );
+    for failed in document["errors"].as_array().unwrap() {
+        let why = failed["error"].as_str().unwrap();
+        assert_eq!(ran.stderr.matches(why).count(), 1, "{why}: {}", ran.stderr);
+    }
+    let alone = work.eval(&["--library", &library, "--router", "expert:none", "--metrics", "loss"]).failed(1);
+    assert_eq!(alone.matches("--router expert:none").count(), 1, "{alone}");
+    assert_contains(&alone, &["error: 1 evaluation failed: --router expert:none", "other"]);
 }
 
 #[test]

@@ -133,6 +133,9 @@ pub fn run(args: EvalArgs, context: &CommandContext) -> Result<()> {
         reporter: context,
     });
     let pairs = EvaluatedPairs::new(&routers, &tasks, args.part)?;
+    if pairs.count() == 1 && !args.chance && !args.response_ratio {
+        failures.expect_one();
+    }
     let shares = RoutingShares::new(routers.len(), args.report.is_some());
     let inputs = EvalInputs { routers: &routers, tasks: &tasks, fit: &fit, library: opened.as_ref(), base: &base };
     let config = serde_json::to_value(args.config(&inputs, context.seed)?)?;

@@ -10,7 +10,11 @@ use serde::Serialize;
 
 /// Routers and tasks that could not be evaluated. The others still are.
 #[derive(Default)]
-pub struct Failures(Vec<Failure>);
+pub struct Failures {
+    all: Vec<Failure>,
+    /// Whether there is a single evaluation: its failure is the command's, and is not also warned of.
+    is_alone: bool,
+}
 
 /// A router, a task, or a router on a task that could not be evaluated.
 #[derive(Serialize)]
@@ -23,7 +27,12 @@ pub struct Failure {
 }
 
 impl Failures {
-    /// Records and prints an error; an interruption is returned.
+    /// No other evaluation goes on when one fails.
+    pub fn expect_one(&mut self) {
+        self.is_alone = self.all.is_empty();
+    }
+
+    /// Records an error, and warns of it where other evaluations go on; an interruption is returned.
     pub fn add(
         &mut self,
         router: Option<&str>,
@@ -36,8 +45,10 @@ impl Failures {
         }
         let (router, task) = (router.map(str::to_owned), task.map(str::to_owned));
         let failure = Failure { router, task, error: format!("{error:#}") };
-        context.output.warn(failure.summary());
-        self.0.push(failure);
+        if !self.is_alone {
+            context.output.warn(failure.summary());
+        }
+        self.all.push(failure);
         Ok(())
     }
 
@@ -87,12 +98,14 @@ impl Failures {
 
     /// All failures in order.
     pub fn all(&self) -> &[Failure] {
-        &self.0
+        &self.all
     }
 
     /// The outcome of the command; `scored`: whether any evaluation is complete.
     pub fn outcome(&self, scored: bool) -> Result<()> {
-        let failed: Vec<String> = self.0.iter().map(Failure::summary).collect();
+        // Why, the warnings have said.
+        let say = if self.is_alone { Failure::summary } else { Failure::place };
+        let failed: Vec<String> = self.all.iter().map(say).collect();
         let others = if scored { ", all others are complete" } else { "" };
         let many = pluralize(failed.len(), "evaluation");
         ensure!(failed.is_empty(), "{many} failed{others}: {}", failed.join("; "));
@@ -102,9 +115,13 @@ impl Failures {
 
 impl Failure {
     fn summary(&self) -> String {
+        format!("{}: {}", self.place(), self.error)
+    }
+
+    fn place(&self) -> String {
         let router = self.router.as_ref().map(|router| format!("--router {router}"));
         let task = self.task.as_ref().map(|task| format!("task `{task}`"));
         let place: Vec<String> = router.into_iter().chain(task).collect();
-        format!("{}: {}", place.join(", "), self.error)
+        place.join(", ")
     }
 }
