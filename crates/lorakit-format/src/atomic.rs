@@ -1,11 +1,13 @@
 //! Files and folders that appear whole or not at all, even where the process is killed or the power fails.
 //!
-//! Each is written under a temporary name in the same folder, synced to disk, and renamed.
+//! Each is written under a temporary name in the same folder, synced to disk, and renamed. What a folder is filled with is
+//! synced once it is all written, so it may be written in any way.
 
 use std::error::Error;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
+use std::{panic, thread};
 
 use tempfile::TempDir;
 
@@ -16,6 +18,10 @@ const TEMPORARY: &str = ".new-";
 
 /// The prefix of the name of a folder that is being replaced, until its successor is in place.
 const REPLACED: &str = ".old-";
+
+/// How many syncs run at once. Those that wait together share a write of the file system's journal, which takes most of the
+/// time where files are small.
+const CONCURRENT_SYNCS: usize = 16;
 
 /// Writes `bytes` to the file at `path`, replacing what was there.
 ///
@@ -64,10 +70,38 @@ where
     E: From<FormatError>,
 {
     let prepared = prepare(path, fill)?;
+    sync_trees(&[prepared.path()])?;
+    create_as(path, prepared)?;
+    Ok(sync_folder(parent_of(path)).map_err(FormatError::io(path, "synced"))?)
+}
+
+/// Creates the folder at `path` as [`create_folder`] does, but syncs nothing: [`sync_created`] does so for many at once. If
+/// the power fails before that, it may have any content.
+///
+/// # Errors
+/// As [`create_folder`].
+pub fn create_folder_unsynced<E>(path: &Path, fill: impl FnOnce(&Path) -> Result<(), E>) -> Result<(), E>
+where
+    E: From<FormatError>,
+{
+    Ok(create_as(path, prepare(path, fill)?)?)
+}
+
+/// Syncs folders of `parent` that [`create_folder_unsynced`] created.
+///
+/// # Errors
+/// If one cannot be read or synced.
+pub fn sync_created(parent: &Path, folders: &[impl AsRef<Path>]) -> Result<(), FormatError> {
+    sync_trees(folders)?;
+    sync_folder(parent).map_err(FormatError::io(parent, "synced"))
+}
+
+/// Gives a prepared folder its name, which is free.
+fn create_as(path: &Path, prepared: TempDir) -> Result<(), FormatError> {
     fs::rename(prepared.path(), path).map_err(FormatError::io(path, "created (does it exist already?)"))?;
     // Renamed: nothing is left for the guard to remove.
     drop(prepared.keep());
-    Ok(sync_folder(parent_of(path)).map_err(FormatError::io(path, "synced"))?)
+    Ok(())
 }
 
 /// Creates the folder at `path`, replacing what was there.
@@ -90,6 +124,7 @@ where
         return create_folder(path, fill);
     }
     let prepared = prepare(path, fill)?;
+    sync_trees(&[prepared.path()])?;
     // Left by a replacement that was killed after the new folder was in place.
     remove_tree(&hidden)?;
     fs::rename(path, &hidden).map_err(FormatError::io(path, "moved"))?;
@@ -112,6 +147,15 @@ fn remove_tree(path: &Path) -> Result<(), FormatError> {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(FormatError::io(path, "removed")(error)),
         _ => Ok(()),
     }
+}
+
+/// Removes the file at `path`.
+///
+/// # Errors
+/// If it does not exist or cannot be removed.
+pub fn remove_file(path: &Path) -> Result<(), FormatError> {
+    let removed = fs::remove_file(path).and_then(|()| sync_folder(parent_of(path)));
+    removed.map_err(FormatError::io(path, "removed"))
 }
 
 /// Removes the folder at `path`, which disappears at once.
@@ -153,7 +197,7 @@ pub fn recover(folder: &Path) -> Result<(), FormatError> {
     recover().map_err(FormatError::io(folder, "cleaned up"))
 }
 
-/// A filled temporary folder beside `path`, its files synced.
+/// A filled temporary folder beside `path`.
 fn prepare<E>(path: &Path, fill: impl FnOnce(&Path) -> Result<(), E>) -> Result<TempDir, E>
 where
     E: From<FormatError>,
@@ -162,8 +206,45 @@ where
     let folder = with_default_permissions(&mut builder, 0o777).prefix(TEMPORARY).tempdir_in(parent_of(path));
     let folder = folder.map_err(without_path).map_err(FormatError::io(path, "created"))?;
     fill(folder.path())?;
-    sync_folder(folder.path()).map_err(FormatError::io(path, "synced"))?;
     Ok(folder)
+}
+
+/// Syncs folders with all that is in them.
+fn sync_trees(folders: &[impl AsRef<Path>]) -> Result<(), FormatError> {
+    let mut paths = Vec::new();
+    for folder in folders.iter().map(AsRef::as_ref) {
+        list_tree(folder, &mut paths).map_err(FormatError::io(folder, "synced"))?;
+    }
+    let sync_all =
+        |paths: &[PathBuf]| paths.iter().try_for_each(|path| sync(path).map_err(FormatError::io(path, "synced")));
+    thread::scope(|scope| {
+        let shares = paths.chunks(paths.len().div_ceil(CONCURRENT_SYNCS).max(1));
+        let threads: Vec<_> = shares.map(|share| scope.spawn(move || sync_all(share))).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|caught| panic::resume_unwind(caught)))
+    })
+}
+
+/// Lists a folder and the files and folders in it.
+fn list_tree(folder: &Path, paths: &mut Vec<PathBuf>) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let (entry, kind) = entry.and_then(|entry| Ok((entry.path(), entry.file_type()?)))?;
+        if kind.is_dir() {
+            list_tree(&entry, paths)?;
+        } else if kind.is_file() {
+            paths.push(entry);
+        }
+    }
+    paths.push(folder.to_owned());
+    Ok(())
+}
+
+/// Makes the content of a file or folder durable.
+fn sync(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return sync_folder(path);
+    }
+    // Windows syncs only what is open for writing; elsewhere a file may forbid that.
+    OpenOptions::new().read(true).write(cfg!(windows)).open(path)?.sync_all()
 }
 
 /// The error without the temporary path, which means nothing to the caller.
@@ -250,6 +331,28 @@ mod tests {
         assert_eq!((names(&tree), names(folder.path())), (vec!["c".to_owned()], vec!["tree".to_owned()]));
         remove_folder(&tree).unwrap();
         assert!(names(folder.path()).is_empty() && remove_folder(&tree).is_err());
+    }
+
+    #[test]
+    fn folders_are_created_together_and_synced_afterwards() {
+        let folder = tempfile::tempdir().unwrap();
+        let trees: Vec<PathBuf> = (0..40).map(|number| folder.path().join(format!("tree{number}"))).collect();
+        for tree in &trees {
+            let fill = |tree: &Path| {
+                fs::create_dir(tree.join("inner")).and_then(|()| fs::write(tree.join("inner/a"), "a")).unwrap();
+                Ok::<_, FormatError>(())
+            };
+            create_folder_unsynced(tree, fill).unwrap();
+            assert!(create_folder_unsynced(tree, fill).is_err(), "it is taken");
+        }
+        sync_created(folder.path(), &trees).unwrap();
+        assert!(trees.iter().all(|tree| fs::read(tree.join("inner/a")).unwrap() == b"a"));
+        assert_eq!(names(folder.path()).len(), 40);
+        remove_folder(&trees[39]).unwrap();
+        let error = sync_created(folder.path(), &trees).unwrap_err().to_string();
+        assert!(error.contains("tree39: cannot be synced"), "{error}");
+        remove_file(&trees[0].join("inner/a")).unwrap();
+        assert!(remove_file(&trees[0].join("inner/a")).is_err());
     }
 
     #[test]

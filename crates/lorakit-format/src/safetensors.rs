@@ -175,6 +175,19 @@ pub fn write_file<S: AsRef<str> + Ord + std::fmt::Display, V: View>(
     write_file_by(path, |temporary| write_into(temporary, tensors, metadata).map_err(writing_error))
 }
 
+/// Writes a safetensors file into a folder that is being filled, with which it is synced.
+///
+/// # Errors
+/// If a tensor cannot be serialized, or the file cannot be written.
+pub fn write_unsynced<S: AsRef<str> + Ord + std::fmt::Display, V: View>(
+    path: &Path,
+    tensors: impl IntoIterator<Item = (S, V)>,
+    metadata: HashMap<String, String>,
+) -> Result<(), FormatError> {
+    let written = write_into(path, tensors, metadata);
+    written.map_err(|error| FormatError::Write { path: path.to_owned(), source: writing_error(error) })
+}
+
 /// Writes a safetensors file tensor by tensor into the file at `path`, and nothing beside it: `serialize_to_file` writes a
 /// temporary file of its own there, which nobody removes if the process is killed. The bytes are the same.
 ///

@@ -1,11 +1,12 @@
 //! The JSON files of a library.
 
+use std::fs;
 use std::path::Path;
 
 use lorakit_format::{atomic, read_text};
 use serde::{Deserialize, Serialize};
 
-use crate::error::{AdapterError, Result};
+use crate::error::{AdapterError, Result, Within};
 
 /// Reads a file that lorakit wrote.
 pub(crate) fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
@@ -20,7 +21,15 @@ pub(crate) fn read_json_if_exists<T: for<'de> Deserialize<'de>>(path: &Path) -> 
 
 /// Writes a file that appears whole, indented and with a final line break.
 pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
-    let mut text = serde_json::to_string_pretty(value).map_err(AdapterError::Serialize)?;
-    text.push('\n');
-    Ok(atomic::write_file(path, text.as_bytes())?)
+    Ok(atomic::write_file(path, json_text(value)?.as_bytes())?)
+}
+
+/// As [`write_json`], into a folder that is being filled, with which the file is synced.
+pub(crate) fn write_json_unsynced<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+    fs::write(path, json_text(value)?).within(|| format!("{}: cannot be written", path.display()))
+}
+
+fn json_text<T: Serialize>(value: &T) -> Result<String> {
+    let text = serde_json::to_string_pretty(value).map_err(AdapterError::Serialize)?;
+    Ok(text + "\n")
 }

@@ -17,7 +17,7 @@ use crate::error::{AdapterError, Result, Within};
 use crate::library::base_identity::BaseIdentity;
 use crate::library::expert_name::ensure_expert_name;
 use crate::library::expert_record::ExpertRecord;
-use crate::library::json_file::{read_json, read_json_if_exists, write_json};
+use crate::library::json_file::{read_json, read_json_if_exists, write_json, write_json_unsynced};
 use crate::library::library_layout::{
     EXPERT_RECORD_FILE, EXPERTS, INDEX_FILE, RUNS, is_hidden, refuse_link, refuse_links, subfolder,
 };
@@ -321,7 +321,7 @@ impl Library {
         self.add_all(&[(name, adapter, record)])
     }
 
-    /// Adds an expert, but does not record its base.
+    /// Adds an expert, but neither records its base nor syncs its folder.
     pub(crate) fn insert(&self, name: &str, adapter: &Adapter, record: Option<&ExpertRecord>) -> Result<()> {
         let folder = self.expert_path(name)?;
         refuse_link(&folder)?;
@@ -329,7 +329,7 @@ impl Library {
             return Err(AdapterError::ExpertExists { root: self.root.clone(), name: name.to_owned() });
         }
         let adapter = adapter.clone().with_base_name(self.base());
-        atomic::create_folder(&folder, |folder| {
+        atomic::create_folder_unsynced(&folder, |folder| {
             write_expert(folder, &adapter, record)?;
             self.ensure_held()
         })
@@ -413,7 +413,7 @@ fn refuse_foreign_files(root: &Path) -> Result<()> {
     }
 }
 
-/// Writes an expert's files into `folder`, which exists: the adapter, and expert.json if there is a record, whose
+/// Writes an expert's files into `folder`, which is being filled, and with which they are synced: the adapter, and expert.json if there is a record, whose
 /// `sha256` is set to that of the weights.
 ///
 /// # Errors
@@ -422,5 +422,5 @@ pub fn write_expert(folder: &Path, adapter: &Adapter, record: Option<&ExpertReco
     adapter.write_files(folder)?;
     let Some(record) = record else { return Ok(()) };
     let sha256 = sha256_of_file(&folder.join(WEIGHTS_FILE))?;
-    write_json(&folder.join(EXPERT_RECORD_FILE), &ExpertRecord { sha256, ..record.clone() })
+    write_json_unsynced(&folder.join(EXPERT_RECORD_FILE), &ExpertRecord { sha256, ..record.clone() })
 }

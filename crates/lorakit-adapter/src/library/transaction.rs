@@ -155,9 +155,14 @@ impl Library {
         self.ensure_held()?;
         write_json(&self.root().join(ADDING_FILE), &names)?;
         let added = experts.iter().try_for_each(|(name, adapter, record)| self.insert(name, adapter, *record));
+        // Together: until then the names are recorded, and a loss of power is no other failure than a kill.
+        let synced = added.and_then(|()| {
+            let folders = names.iter().map(|name| self.expert_path(name)).collect::<Result<Vec<_>>>()?;
+            Ok(atomic::sync_created(&self.root().join(EXPERTS), &folders)?)
+        });
         // Before the addition is complete: no expert may be left without its base.
-        match added.and_then(|()| self.record_base()) {
-            Ok(()) => self.remove_adding_file(),
+        match synced.and_then(|()| self.record_base()) {
+            Ok(()) => Ok(atomic::remove_file(&self.root().join(ADDING_FILE))?),
             Err(error) => {
                 // The first error is the one to report; what cannot be removed now will be at the next lock.
                 let _ = self.rollback();
