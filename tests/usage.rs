@@ -176,6 +176,8 @@ fn unknown_settings_are_named() {
         ("rnk=4", &["rnk", "did you mean `rank`?"][..]),
         ("lr=1e-3", &["did you mean `learning_rate`?"]),
         ("epochs=3", &["did you mean `num_epochs`?"]),
+        ("seed=1", &["unknown setting `seed`", "global option --seed"]),
+        ("use_rslora=yes", &["use_rslora=yes", "true or false"]),
         ("rank", &["rank", "key=value"]),
         ("rank=0", &["rank", "0"]),
         ("rank=four", &["rank=four"]),
@@ -207,9 +209,11 @@ fn global_options_before_and_after_the_command() {
 #[test]
 #[cfg(target_os = "linux")]
 fn a_full_disk_behind_stdout_is_named() {
-    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-    let ran: Ran = command(["base", "info", "pico"]).stdout(full).output().unwrap().into();
-    assert_contains(&ran.failed(1), &["cannot write to stdout: No space left"]);
+    for line in [&["base", "info", "pico"][..], &["--help"], &["help", "eval"], &["--version"]] {
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let ran: Ran = command(line).stdout(full).output().unwrap().into();
+        assert_contains(&ran.failed(1), &["cannot write to stdout: No space left"]);
+    }
 }
 
 #[test]

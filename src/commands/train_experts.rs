@@ -41,15 +41,16 @@ Training settings, with aliases of PEFT and transformers; most defaults are thos
   max_grad_norm=0.1, per expert; 0: none
   batch_size=16 (per_device_train_batch_size), per expert
   gradient_accumulation_steps=1
-  max_steps, per task           or num_epochs=5 (num_train_epochs)
+  max_steps, per task           or num_epochs=5 (num_train_epochs), such as 2.5
   max_length=2048               loss_reduction=tokens|rows
   loss=assistant|last|all       tokens that carry loss: every reply of a conversation with its
                                 end-of-turn token (or the answer of a plain row); the last
                                 reply; all tokens, TRL's default for conversations
   chat=false (--chat)           put plain rows through the base's chat template too
   bos=auto|never (--bos)        BOS where tokenizer or template put it, or never (the papers)
-  eval_steps                    steps between validations; 0: none; default: an epoch
-  save_steps=100                steps between checkpoints; 0: none
+  eval_steps                    steps between validations; below 1, a fraction of all steps;
+                                0: none; default: an epoch
+  save_steps=100                steps between checkpoints, or a fraction; 0: none
   experts_per_pass              default: as many as fit in memory
   max_loss_jump=2               stop an expert whose loss exceeds guessing and this multiple
                                 of what it was on the same rows before training; 0: never

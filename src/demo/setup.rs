@@ -7,7 +7,7 @@ use anyhow::Result;
 use lorakit_model::Base;
 use lorakit_task::skills::{self, SkillFamily, SuitePart};
 use lorakit_task::{Task, Tokenizer};
-use lorakit_train::{LossReduction, TrainConfig};
+use lorakit_train::{LossReduction, StepInterval, TrainConfig};
 
 /// The base, the tasks and the training settings.
 pub struct Setup {
@@ -60,7 +60,7 @@ fn config(steps: usize) -> TrainConfig {
         batch_size: 16,
         max_grad_norm: 1.0,
         dropout: 0.0,
-        eval_steps: Some(0),
+        eval_steps: Some(StepInterval::NEVER),
         loss_reduction: LossReduction::Tokens,
         ..TrainConfig::default()
     }

@@ -183,7 +183,7 @@ pub enum FitError {
         /// The setting.
         name: &'static str,
         /// Its value.
-        found: usize,
+        found: f64,
     },
     /// An adaptation method of an unknown name.
     #[error("unknown method `{name}`{}; expected one of {known}", did_you_mean(.name, .known))]

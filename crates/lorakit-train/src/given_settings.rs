@@ -31,7 +31,11 @@ impl GivenSettings {
             let assignment = assignment.as_ref();
             let pair = assignment.split_once('=');
             let (key, value) = pair.ok_or_else(|| TrainError::Assignment { assignment: assignment.to_owned() })?;
-            Ok((canonical_name(key.trim()).to_owned(), parse_value(value.trim())?))
+            let name = canonical_name(key.trim());
+            let value = parse_value(value.trim())?;
+            // In Python no clipping is None, here it is 0.
+            let value = if name == "max_grad_norm" && value.is_null() { 0.into() } else { value };
+            Ok((name.to_owned(), value))
         };
         assignments.iter().map(pair).collect::<Result<_>>().map(Self)
     }
@@ -43,7 +47,7 @@ impl GivenSettings {
 
     /// Whether a setting has a value, other than the one that means that it is unset.
     fn has(&self, name: &str) -> bool {
-        self.0.get(name).is_some_and(|value| !is_unset(name, value))
+        self.0.get(name).is_some_and(|value| !value.is_null() && !is_unset(name, value))
     }
 
     /// Whether each of the settings that others can replace is given, and whether another of this source replaces it.
@@ -80,8 +84,14 @@ fn ratio_of(name: &str, value: &Value) -> Option<f64> {
     value.as_f64().filter(|ratio| name == "warmup_steps" && *ratio > 0.0 && *ratio < 1.0)
 }
 
-/// The value of `--set`: a TOML value, or else a string without quotes.
+/// The value of `--set`: a TOML value, one of Python's True, False and None, or else a string without quotes.
 fn parse_value(text: &str) -> Result<Value> {
+    match text {
+        "True" => return Ok(true.into()),
+        "False" => return Ok(false.into()),
+        "None" => return Ok(Value::Null),
+        _ => {}
+    }
     let value = match toml::from_str::<toml::Table>(&format!("x = {text}")) {
         Ok(mut table) => table.remove("x").unwrap_or_else(|| toml::Value::String(text.to_owned())),
         Err(_) => toml::Value::String(text.to_owned()),
@@ -96,6 +106,6 @@ pub(crate) fn invalid_file(file: &str, error: &toml::de::Error) -> TrainError {
 
 /// A parser's message in words for users.
 pub(crate) fn readable(message: &str) -> String {
-    let words = [("f64", "a finite number"), ("type: null", "value")];
+    let words = [("f64", "a finite number"), ("type: null", "type: none"), ("a boolean", "true or false")];
     words.iter().fold(message.to_owned(), |text, (from, to)| text.replace(from, to))
 }

@@ -1,5 +1,6 @@
 //! What an expert is trained on, and the order of its rows.
 
+use crate::step_interval::StepInterval;
 use crate::train_config::TrainConfig;
 use lorakit_adapter::{Adapter, TaskRecord};
 use lorakit_format::hash::sha256;
@@ -62,14 +63,14 @@ impl Job {
     pub fn steps(&self, config: &TrainConfig) -> usize {
         match config.max_steps {
             Some(steps) => (steps * self.tasks.len().max(1)).div_ceil(self.row_shards.max(1)),
-            None => self.steps_per_epoch(config) * config.num_epochs,
+            None => config.steps_of_epochs(self.steps_per_epoch(config)),
         }
     }
 
     /// Steps between validations; None without validation.
     pub fn eval_interval(&self, config: &TrainConfig) -> Option<usize> {
-        let every = config.eval_steps.unwrap_or_else(|| self.steps_per_epoch(config));
-        (every > 0 && !self.validation.is_empty()).then_some(every)
+        let every = config.eval_steps.unwrap_or_else(|| StepInterval::Steps(self.steps_per_epoch(config)));
+        every.steps(self.steps(config)).filter(|_| !self.validation.is_empty())
     }
 
     /// The indices of the training rows of a step.

@@ -42,7 +42,7 @@ pub mod optim;
 mod pass;
 mod run;
 mod setting_names;
-mod setting_values;
+mod step_interval;
 mod train_config;
 pub mod trainable;
 
@@ -67,6 +67,7 @@ pub use run::train_event::TrainEvent;
 pub use run::trainer::Trainer;
 pub use run::training_target::{FullFineTuning, LORA_SETTINGS, SKILL_SETTINGS, SkillTraining};
 pub use run::{memory_estimate, routing_store};
+pub use step_interval::StepInterval;
 pub use train_config::{LossReduction, TrainConfig};
 pub use trainable::lora_init::{config_for_adapters, init_skills, initial_a};
 pub use trainable::routing_fit::{FitScope, RoutingFit};

@@ -4,12 +4,13 @@ use crate::error::{Result, TrainError};
 use crate::given_settings::{GivenSettings, invalid_file, readable};
 use crate::optim::lr_schedule::{LrSchedule, LrSchedulerType};
 use crate::setting_names::suggested_name;
-use crate::setting_values::{count, optional_count, text_or_list};
+use crate::step_interval::StepInterval;
 use lorakit_adapter::Targets;
 use lorakit_lora::{Site, SiteRole};
 use lorakit_model::Base;
 use lorakit_task::{BosTokens, LossTokens, RowEncoding};
-use serde::{Deserialize, Serialize};
+use serde::de::{self, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 
@@ -74,10 +75,10 @@ pub struct TrainConfig {
     /// Steps of an expert per task; replaces epochs. Text may give -1 for none, transformers' default.
     #[serde(deserialize_with = "optional_count")]
     pub max_steps: Option<usize>,
-    /// Epochs over an expert's rows, if max_steps is not given.
+    /// Epochs over an expert's rows, if max_steps is not given; the last may be a part of one.
     #[serde(alias = "num_train_epochs")]
-    #[serde(deserialize_with = "count")]
-    pub num_epochs: usize,
+    #[serde(serialize_with = "whole_if_possible")]
+    pub num_epochs: f64,
     /// Fraction of the steps in which the learning rate warms up, at most all but the last. transformers' default is none.
     pub warmup_ratio: f64,
     /// Steps in which it warms up; replaces the fraction. Text may give the fraction here too, below 1, as in transformers 5.
@@ -102,11 +103,9 @@ pub struct TrainConfig {
     /// Whether texts begin with BOS.
     pub bos: BosTokens,
     /// Steps between validations; once per epoch if not given; 0 disables validation, and the last weights are kept.
-    #[serde(deserialize_with = "optional_count")]
-    pub eval_steps: Option<usize>,
+    pub eval_steps: Option<StepInterval>,
     /// Steps between checkpoints of a pass; 0 disables them.
-    #[serde(deserialize_with = "count")]
-    pub save_steps: usize,
+    pub save_steps: StepInterval,
     /// An expert is stopped when its loss exceeds both the loss of guessing and this multiple of the loss that its initial
     /// weights have on the same rows. 0 disables the check.
     pub max_loss_jump: f64,
@@ -133,7 +132,7 @@ impl Default for TrainConfig {
             batch_size: 16,
             gradient_accumulation_steps: 1,
             max_steps: None,
-            num_epochs: 5,
+            num_epochs: 5.0,
             warmup_ratio: 0.06,
             warmup_steps: None,
             lr_scheduler: LrSchedulerType::Linear,
@@ -145,7 +144,7 @@ impl Default for TrainConfig {
             chat: false,
             bos: BosTokens::Auto,
             eval_steps: None,
-            save_steps: 100,
+            save_steps: StepInterval::Steps(100),
             max_loss_jump: 2.0,
             experts_per_pass: None,
             gradient_checkpointing: false,
@@ -256,7 +255,6 @@ impl TrainConfig {
             ("rank", self.rank),
             ("batch_size", self.batch_size),
             ("gradient_accumulation_steps", self.gradient_accumulation_steps),
-            ("num_epochs", self.num_epochs),
             ("splits", self.splits),
             ("max_steps", self.max_steps.unwrap_or(1)),
             ("experts_per_pass", self.experts_per_pass.unwrap_or(1)),
@@ -267,6 +265,9 @@ impl TrainConfig {
         for (name, value) in counts.into_iter().chain([("max_length", self.max_length)]) {
             check(value <= MAX_COUNT, name, value, &format!("at most {MAX_COUNT}"))?;
         }
+        check(self.num_epochs > 0.0, "num_epochs", self.num_epochs, "a number above zero")?;
+        let most = MAX_COUNT as f64;
+        check(self.num_epochs <= most, "num_epochs", self.num_epochs, &format!("at most {most}"))?;
         check(
             !self.use_dora,
             "use_dora",
@@ -288,6 +289,11 @@ impl TrainConfig {
             check(value.is_finite() && value >= 0.0, name, value, "a number not below zero")?;
         }
         Ok(())
+    }
+
+    /// The steps of all epochs, of which each has `steps_per_epoch`; of the last there may be a part.
+    pub fn steps_of_epochs(&self, steps_per_epoch: usize) -> usize {
+        (self.num_epochs * steps_per_epoch as f64).ceil() as usize
     }
 
     /// The most rows of an expert per step.
@@ -345,6 +351,71 @@ fn check(valid: bool, name: &'static str, found: impl ToString, expected: &str) 
     }
 }
 
+/// A text, or a list of texts, as PEFT's configs have them too, joined by commas.
+fn text_or_list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a text or a list of texts")]
+    enum Given {
+        Text(String),
+        List(Vec<String>),
+    }
+    Ok(match Given::deserialize(deserializer)? {
+        Given::Text(text) => text,
+        Given::List(list) => list.join(","),
+    })
+}
+
+/// A whole number, which a file may write as 3.0.
+struct Count(usize);
+
+impl<'de> Deserialize<'de> for Count {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(CountVisitor)
+    }
+}
+
+struct CountVisitor;
+
+impl Visitor<'_> for CountVisitor {
+    type Value = Count;
+
+    fn expecting(&self, formatter: &mut Formatter) -> fmt::Result {
+        formatter.write_str("a whole number that is not negative")
+    }
+
+    fn visit_u64<E: de::Error>(self, value: u64) -> Result<Count, E> {
+        usize::try_from(value).map(Count).map_err(|_| E::invalid_value(Unexpected::Unsigned(value), &self))
+    }
+
+    fn visit_i64<E: de::Error>(self, value: i64) -> Result<Count, E> {
+        usize::try_from(value).map(Count).map_err(|_| E::invalid_value(Unexpected::Signed(value), &self))
+    }
+
+    fn visit_f64<E: de::Error>(self, value: f64) -> Result<Count, E> {
+        // Up to here every whole number is a float.
+        match value.fract() == 0.0 && (0.0..=(1u64 << 53) as f64).contains(&value) {
+            true => Ok(Count(value as usize)),
+            false => Err(E::invalid_value(Unexpected::Float(value), &self)),
+        }
+    }
+}
+
+fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    Count::deserialize(deserializer).map(|count| count.0)
+}
+
+fn optional_count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
+    Ok(Option::<Count>::deserialize(deserializer)?.map(|count| count.0))
+}
+
+/// Writes a whole number as an integer: so do records of versions that took no other.
+fn whole_if_possible<S: Serializer>(number: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    match number.fract() == 0.0 && (0.0..=MAX_COUNT as f64).contains(number) {
+        true => serializer.serialize_u64(*number as u64),
+        false => serializer.serialize_f64(*number),
+    }
+}
+
 fn in_file(file: &str, source: TrainError) -> TrainError {
     TrainError::Context { what: file.to_owned(), source: Box::new(source) }
 }
@@ -380,10 +451,11 @@ mod tests {
     #[test]
     fn counts_may_be_whole_floats_and_errors_of_files_are_as_readable_as_those_of_flags() {
         let mut config = TrainConfig::from_toml("num_train_epochs = 3.0\nmax_steps = 2.0", "f").unwrap();
-        assert_eq!((config.num_epochs, config.max_steps), (3, Some(2)));
+        assert_eq!((config.num_epochs, config.max_steps), (3.0, Some(2)));
         config.set("eval_steps=7.0").unwrap();
         let config = config.over_toml("rank = 8.0", "f").unwrap();
-        assert_eq!((config.eval_steps, config.rank, config.max_steps), (Some(7), 8, Some(2)));
+        let every = Some(StepInterval::Steps(7));
+        assert_eq!((config.eval_steps, config.rank, config.max_steps), (every, 8, Some(2)));
         let expected = "expected a whole number that is not negative";
         for text in ["max_steps = 2.5", "rank = -1", "save_steps = 'x'", "rank = -2.0", "rank = 1e300"] {
             let error = TrainConfig::from_toml(text, "f.toml").unwrap_err().to_string();
@@ -393,6 +465,51 @@ mod tests {
         }
         let error = TrainConfig::from_toml("learning_rate = 'x'", "f").unwrap_err().to_string();
         assert!(error.contains("expected a finite number") && !error.contains("f64"), "{error}");
+    }
+
+    #[test]
+    fn epochs_and_intervals_may_be_fractions() {
+        let mut config = TrainConfig::default();
+        assert_eq!((config.num_epochs, config.steps_of_epochs(7)), (5.0, 35));
+        config.set_all(&["num_train_epochs=2.5", "eval_steps=0.5", "save_steps=0.25"]).unwrap();
+        assert_eq!(config.steps_of_epochs(7), 18);
+        assert_eq!(config.eval_steps.and_then(|every| every.steps(18)), Some(9));
+        assert_eq!(config.save_steps, StepInterval::Ratio(0.25));
+        let fields = config.fingerprint_fields();
+        assert_eq!((fields["num_epochs"].to_string(), fields["eval_steps"].to_string()), ("2.5".into(), "0.5".into()));
+        config.set_all(&["num_epochs=3.0", "eval_steps=7.0"]).unwrap();
+        let fields = config.fingerprint_fields();
+        assert_eq!((fields["num_epochs"].to_string(), fields["eval_steps"].to_string()), ("3".into(), "7".into()));
+        let file = TrainConfig::from_toml("num_epochs = 0.5\neval_steps = 0.1\nsave_steps = 50", "f").unwrap();
+        assert_eq!((file.num_epochs, file.eval_steps), (0.5, Some(StepInterval::Ratio(0.1))));
+        for refused in ["num_epochs=0", "num_epochs=-1", "num_epochs=nan", "num_epochs=inf", "eval_steps=1.5"] {
+            assert!(TrainConfig::default().set(refused).is_err(), "{refused}");
+        }
+    }
+
+    #[test]
+    fn values_may_be_spelled_as_in_python() {
+        let mut config = TrainConfig::default();
+        config.set_all(&["use_rslora=True", "tie_qkv=False", "max_grad_norm=None", "eval_steps=None"]).unwrap();
+        assert!(config.use_rslora && !config.tie_qkv && config.eval_steps.is_none());
+        assert_eq!(config.max_grad_norm, 0.0);
+        config.set_all(&["max_steps=3"]).unwrap();
+        config.set_all(&["max_steps=None", "warmup_steps=None"]).unwrap();
+        assert_eq!((config.max_steps, config.warmup_steps), (None, None));
+        let error = |text: &str| TrainConfig::default().set(text).unwrap_err().to_string();
+        assert_eq!(
+            error("use_rslora=yes"),
+            "setting `use_rslora=yes`: invalid type: string \"yes\", expected true or false"
+        );
+        assert!(error("rank=None").contains("invalid type: none, expected a whole number"), "{}", error("rank=None"));
+    }
+
+    #[test]
+    fn the_seed_is_a_global_option() {
+        let error = TrainConfig::default().set("seed=1").unwrap_err().to_string();
+        assert_eq!(error, "unknown setting `seed`; give it as the global option --seed");
+        let TrainError::Context { source, .. } = TrainConfig::from_toml("seed = 1", "f").unwrap_err() else { panic!() };
+        assert!(source.to_string().ends_with("--seed"), "{source}");
     }
 
     #[test]
@@ -426,13 +543,13 @@ mod tests {
             config.set_all(assignments).unwrap();
             (config.max_steps, config.num_epochs, config.warmup_steps, config.warmup_ratio)
         };
-        assert_eq!(set(&["num_epochs=2", "warmup_ratio=0.5"]), (None, 2, None, 0.5));
-        assert_eq!(set(&["num_train_epochs=2", "max_steps=7"]), (Some(7), 2, Some(2), 0.06), "steps win in a source");
-        assert_eq!(set(&["max_steps=-1"]), (None, 5, Some(2), 0.06));
-        assert_eq!(set(&["warmup_steps=0.1"]), (Some(3), 5, None, 0.1));
-        assert_eq!(set(&["warmup_steps=0.1", "warmup_ratio=0.5"]), (Some(3), 5, None, 0.1));
+        assert_eq!(set(&["num_epochs=2", "warmup_ratio=0.5"]), (None, 2.0, None, 0.5));
+        assert_eq!(set(&["num_train_epochs=2", "max_steps=7"]), (Some(7), 2.0, Some(2), 0.06), "steps win in a source");
+        assert_eq!(set(&["max_steps=-1"]), (None, 5.0, Some(2), 0.06));
+        assert_eq!(set(&["warmup_steps=0.1"]), (Some(3), 5.0, None, 0.1));
+        assert_eq!(set(&["warmup_steps=0.1", "warmup_ratio=0.5"]), (Some(3), 5.0, None, 0.1));
         let over = file.over_toml("num_epochs = 2\nmax_steps = -1\nwarmup_steps = 0.25", "g").unwrap();
-        assert_eq!((over.max_steps, over.num_epochs, over.warmup_steps, over.warmup_ratio), (None, 2, None, 0.25));
+        assert_eq!((over.max_steps, over.num_epochs, over.warmup_steps, over.warmup_ratio), (None, 2.0, None, 0.25));
         let error = TrainConfig::from_toml("warmup_steps = 0.1\nrank = 'x'", "f").unwrap_err().to_string();
         assert!(error.contains("line 2") && error.contains("whole number"), "{error}");
         for refused in ["warmup_steps=1.5", "warmup_steps=-1", "max_steps=-2"] {
@@ -478,7 +595,8 @@ mod tests {
 
     #[test]
     fn the_fingerprint_leaves_out_how_training_runs() {
-        let config = TrainConfig { save_steps: 7, gradient_checkpointing: true, ..TrainConfig::default() };
+        let config =
+            TrainConfig { save_steps: StepInterval::Steps(7), gradient_checkpointing: true, ..TrainConfig::default() };
         let expected = r#"{"alpha":16.0,"batch_size":16,"dropout":0.05,"eval_steps":null,"gradient_accumulation_steps":1,"learning_rate":0.0001,"loss_reduction":"tokens","lr_scheduler":"linear","max_grad_norm":0.1,"max_length":2048,"max_steps":null,"num_epochs":5,"rank":4,"routing_learning_rate":0.1,"splits":8,"target_modules":"attention","tie_qkv":false,"warmup_ratio":0.06,"weight_decay":0.0}"#;
         assert_eq!(serde_json::to_string(&config.fingerprint_fields()).unwrap(), expected);
         let chat = TrainConfig { chat: true, loss: LossTokens::All, ..config };

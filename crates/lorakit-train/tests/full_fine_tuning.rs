@@ -8,7 +8,9 @@ use lorakit_adapter::Library;
 use lorakit_format::rng::Key;
 use lorakit_model::{Base, BaseOptions, Checkpoint};
 use lorakit_task::Example;
-use lorakit_train::{BoxError, FullFineTuning, Job, LossHistory, RunSummary, TrainConfig, TrainEvent, Trainer};
+use lorakit_train::{
+    BoxError, FullFineTuning, Job, LossHistory, RunSummary, StepInterval, TrainConfig, TrainEvent, Trainer,
+};
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs;
@@ -39,8 +41,8 @@ fn settings() -> TrainConfig {
         max_steps: Some(24),
         batch_size: 8,
         max_grad_norm: 1.0,
-        eval_steps: Some(8),
-        save_steps: 0,
+        eval_steps: Some(StepInterval::Steps(8)),
+        save_steps: StepInterval::NEVER,
         ..TrainConfig::default()
     }
 }
@@ -132,8 +134,13 @@ fn norms_and_biases_do_not_decay() {
     // One step, so that both have the same gradients; Phi has both.
     let trained = |name: &str, weight_decay: f64| {
         let library = Library::open_or_create(&work.path().join(name), None).unwrap();
-        let settings =
-            TrainConfig { max_steps: Some(1), warmup_ratio: 0.0, eval_steps: Some(0), weight_decay, ..settings() };
+        let settings = TrainConfig {
+            max_steps: Some(1),
+            warmup_ratio: 0.0,
+            eval_steps: Some(StepInterval::NEVER),
+            weight_decay,
+            ..settings()
+        };
         train(&tiny_base::folder("phi"), &library, &settings, None);
         safetensors::load(library.model_folder("full").unwrap().join("model.safetensors"), &Device::Cpu).unwrap()
     };

@@ -16,7 +16,7 @@ use lorakit_train::backward::layerwise::{LayerwiseBackward, LossBatch};
 use lorakit_train::trainable::lora_stack::LoraStack;
 use lorakit_train::{
     Activations, Gradients, Job, Pass, PassContext, RoutingSpec, RowTasks, SkillDims, SkillStack, SkillTraining,
-    TrainConfig, TrainEvent, Trainer, config_for_adapters, init_skills, routing_store,
+    StepInterval, TrainConfig, TrainEvent, Trainer, config_for_adapters, init_skills, routing_store,
 };
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -255,8 +255,8 @@ fn an_interrupted_run_ends_with_the_same_bytes() {
         learning_rate: 1e-2,
         max_steps: Some(12),
         batch_size: 6,
-        eval_steps: Some(4),
-        save_steps: 0,
+        eval_steps: Some(StepInterval::Steps(4)),
+        save_steps: StepInterval::NEVER,
         ..TrainConfig::default()
     };
     let work = tempfile::tempdir().unwrap();

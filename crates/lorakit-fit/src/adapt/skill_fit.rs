@@ -11,7 +11,7 @@ use crate::training::training_plan::TrainingPlan;
 use lorakit_adapter::{Adapter, ExpertRecord, Library, OpaqueRecord};
 use lorakit_format::hash::sha256;
 use lorakit_train::{
-    FitScope, Job, RoutingFit, RoutingSpec, SkillStack, TrainConfig, config_for_adapters, routing_store,
+    FitScope, Job, RoutingFit, RoutingSpec, SkillStack, StepInterval, TrainConfig, config_for_adapters, routing_store,
 };
 use serde_json::{Value, json};
 use std::fmt;
@@ -106,7 +106,7 @@ fn unused(scope: FitScope, settings: &TrainConfig, defaults: &TrainConfig) -> Ve
     let changed = [
         ("learning_rate", only_routing && settings.learning_rate != defaults.learning_rate),
         ("dropout", settings.dropout > 0.0 && settings.dropout != defaults.dropout),
-        ("eval_steps", settings.eval_steps.is_some_and(|steps| steps > 0)),
+        ("eval_steps", settings.eval_steps.is_some_and(|every| every != StepInterval::NEVER)),
         ("save_steps", settings.save_steps != defaults.save_steps),
         ("max_loss_jump", settings.max_loss_jump != defaults.max_loss_jump),
         ("experts_per_pass", settings.experts_per_pass.is_some()),

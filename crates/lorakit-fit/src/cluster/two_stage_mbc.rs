@@ -195,19 +195,19 @@ pub fn ensure_enough_tasks(count: ClusterCount, tasks: usize) -> Result<()> {
 /// The settings of the two stages, which share the steps, and those of the warm-up, where they are given.
 fn budget(settings: &TrainConfig) -> Result<(TrainConfig, TrainConfig)> {
     let (name, all) = match settings.max_steps {
-        Some(steps) => ("max_steps", steps),
+        Some(steps) => ("max_steps", steps as f64),
         None => ("num_epochs", settings.num_epochs),
     };
-    if all < 2 {
+    if all < 2.0 {
         return Err(FitError::TooFewSteps { name, found: all });
     }
-    let private = ((PRIVATE * all as f64).round() as usize).clamp(1, all - 1);
+    let private = (PRIVATE * all).round().clamp(1.0, all - 1.0);
     // Of a warm-up that leaves steps, each stage has steps left too.
-    let leaves = settings.max_steps.is_some() && settings.warmup_steps.is_some_and(|steps| steps < all);
-    let capped = |warmup: usize, share: usize| if leaves { warmup.min(share - 1) } else { warmup };
+    let leaves = settings.max_steps.zip(settings.warmup_steps).is_some_and(|(all, warmup)| warmup < all);
+    let capped = |warmup: usize, share: f64| if leaves { warmup.min(share as usize - 1) } else { warmup };
     let warmup = settings.warmup_steps.map(|steps| capped((PRIVATE * steps as f64).round() as usize, private));
-    let with = |share: usize, warmup_steps: Option<usize>| match settings.max_steps {
-        Some(_) => TrainConfig { max_steps: Some(share), warmup_steps, ..settings.clone() },
+    let with = |share: f64, warmup_steps: Option<usize>| match settings.max_steps {
+        Some(_) => TrainConfig { max_steps: Some(share as usize), warmup_steps, ..settings.clone() },
         None => TrainConfig { num_epochs: share, warmup_steps, ..settings.clone() },
     };
     let rest = settings.warmup_steps.zip(warmup).map(|(given, first)| capped(given - first, all - private));
@@ -252,9 +252,10 @@ mod tests {
         let epochs = |n| {
             budget(&TrainConfig { num_epochs: n, ..TrainConfig::default() }).map(|(a, b)| (a.num_epochs, b.num_epochs))
         };
-        assert_eq!(epochs(5).unwrap(), (2, 3));
-        assert_eq!(epochs(2).unwrap(), (1, 1));
-        assert!(epochs(1).unwrap_err().to_string().contains("`num_epochs` is 1"));
+        assert_eq!(epochs(5.0).unwrap(), (2.0, 3.0));
+        assert_eq!(epochs(2.5).unwrap(), (1.0, 1.5));
+        assert_eq!(epochs(2.0).unwrap(), (1.0, 1.0));
+        assert!(epochs(1.0).unwrap_err().to_string().contains("`num_epochs` is 1"));
         let (first, second) = budget(&TrainConfig { max_steps: Some(40), ..TrainConfig::default() }).unwrap();
         assert_eq!((first.max_steps, second.max_steps), (Some(16), Some(24)));
         assert_eq!((first.warmup_steps, second.warmup_steps), (None, None));

@@ -8,7 +8,7 @@ use lorakit_adapter::Library;
 use lorakit_cluster::{Cluster, Clusters};
 use lorakit_format::rng::Key;
 use lorakit_task::{Example, ReplySource, Split, Task};
-use lorakit_train::{Job, TrainConfig};
+use lorakit_train::{Job, StepInterval, TrainConfig};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
@@ -107,7 +107,7 @@ pub fn jobs(plans: &[TrainingPlan], settings: &TrainConfig, context: &TrainConte
 /// As [`jobs`], with a result for each expert. A task that several experts share is tokenized once.
 pub fn each_job(plans: &[TrainingPlan], settings: &TrainConfig, context: &TrainContext) -> Vec<Result<Job>> {
     let length = settings.max_length.min(context.base.config().max_positions);
-    let validates = settings.eval_steps != Some(0);
+    let validates = settings.eval_steps != Some(StepInterval::NEVER);
     let mut encoded: BTreeMap<&str, Result<[Vec<Example>; 2], String>> = BTreeMap::new();
     for task in plans.iter().flat_map(|plan| &plan.tasks) {
         if !encoded.contains_key(task.name.as_str()) {

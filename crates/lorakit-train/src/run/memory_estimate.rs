@@ -5,6 +5,7 @@ use crate::error::{Result, TrainError};
 use crate::job::Job;
 use crate::run::device_memory::{self, DeviceMemory, MemoryEstimate};
 use crate::run::tape_memory::{BatchTokens, TapeMemory, adapted_sites};
+use crate::step_interval::StepInterval;
 use crate::train_config::TrainConfig;
 use lorakit_lora::Site;
 use lorakit_model::Base;
@@ -128,7 +129,7 @@ fn bytes_per_parameter(mode: BackwardMode, concurrent: u64, sums: bool, keeps_be
 /// Whether the machine's memory holds each expert's best values.
 fn keeps_best(base: &Base, jobs: &[Job], config: &TrainConfig) -> bool {
     let validates = jobs.is_empty() || jobs.iter().any(|job| !job.validation.is_empty());
-    base.device().is_cpu() && validates && config.eval_steps != Some(0)
+    base.device().is_cpu() && validates && config.eval_steps != Some(StepInterval::NEVER)
 }
 
 /// Memory of a pass that trains `experts` adapters together.

@@ -58,8 +58,8 @@ impl PassRun<'_, '_> {
             // If an expert ends while others continue or end too, the checkpoint comes first: if the process is killed
             // after it, the others find the same pass again.
             let shared_end = !step.ended.is_empty() && (pass.is_running() || step.ended.len() > 1);
-            let every = run.trainer.config.save_steps;
-            let due = every > 0 && step.step.is_multiple_of(every);
+            let every = run.trainer.config.save_steps.steps(pass.steps());
+            let due = every.is_some_and(|every| step.step.is_multiple_of(every));
             let checkpoint_first = shared_end || (due && pass.is_running());
             // On a full disk there may be room for the experts where there is none for the checkpoint, and the other way
             // round: what can be kept is kept.

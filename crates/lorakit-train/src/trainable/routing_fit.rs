@@ -42,7 +42,7 @@ impl RoutingFit<'_> {
         }
         let config = self.config;
         let per_step = config.rows_per_step();
-        let steps = config.max_steps.unwrap_or_else(|| examples.len().div_ceil(per_step) * config.num_epochs);
+        let steps = config.max_steps.unwrap_or_else(|| config.steps_of_epochs(examples.len().div_ceil(per_step)));
         let routing = ParameterGroup {
             learning_rate: config.routing_learning_rate,
             ..ParameterGroup::new(stack.routing_variables(), config)
