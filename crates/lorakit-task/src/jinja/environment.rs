@@ -1,6 +1,7 @@
 //! The Jinja environment that task templates and chat templates share.
 
-use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value};
+use minijinja::value::ValueKind;
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, UndefinedBehavior, Value, filters};
 
 use crate::jinja::python_json::tojson;
 use crate::jinja::python_methods;
@@ -11,8 +12,9 @@ use crate::python_regex::PythonRegex;
 /// steps.
 const FUEL: u64 = 1_000_000;
 
-/// An environment without templates: Jinja's filters with size limits, `index`, `regex_replace` and `tojson`; the functions
-/// `raise_exception` and `strftime_now` of transformers; Python's methods of strings, lists and dicts. Nothing is escaped.
+/// An environment without templates: Jinja's filters with size limits, `index`, `regex_replace` and `tojson`; its tests of
+/// kinds; the functions `raise_exception` and `strftime_now` of transformers; Python's methods of strings, lists and dicts.
+/// Nothing is escaped.
 ///
 /// White space, and what an undefined name means, differ between lm-evaluation-harness and transformers: the caller sets
 /// them.
@@ -26,6 +28,11 @@ pub(crate) fn environment() -> Environment<'static> {
     environment.add_filter("index", python_methods::position);
     environment.add_filter("regex_replace", regex_replace);
     environment.add_filter("tojson", tojson);
+    // minijinja has these too, but iterates over none, and gives undefined no length.
+    environment.add_test("iterable", is_iterable);
+    environment.add_test("sequence", is_sequence);
+    environment.add_filter("length", length);
+    environment.add_filter("count", length);
     // These replace minijinja's own filters, whose results have no size limit.
     environment.remove_filter("indent");
     environment.add_filter("format", text_limit::format);
@@ -33,6 +40,26 @@ pub(crate) fn environment() -> Environment<'static> {
     environment.add_filter("join", text_limit::join);
     environment.add_filter("replace", text_limit::replace);
     environment
+}
+
+/// `value is iterable`: none is not.
+fn is_iterable(value: &Value) -> bool {
+    !value.is_none() && value.try_iter().is_ok()
+}
+
+/// `value is sequence`: texts and mappings are too, as what has a length and items.
+fn is_sequence(value: &Value) -> bool {
+    match value.kind() {
+        ValueKind::Undefined | ValueKind::Seq | ValueKind::Map | ValueKind::String | ValueKind::Bytes => true,
+        ValueKind::Iterable => value.len().is_some(),
+        _ => false,
+    }
+}
+
+/// `value | length`: of what is undefined 0, unless that is an error everywhere.
+fn length(state: &State, value: &Value) -> Result<usize, Error> {
+    let is_strict = state.undefined_behavior() == UndefinedBehavior::Strict;
+    if value.is_undefined() && !is_strict { Ok(0) } else { filters::length(value) }
 }
 
 /// `raise_exception("...")`: how a chat template refuses a conversation. The error's detail is the message.
@@ -80,6 +107,32 @@ mod tests {
         let year = render("{{ strftime_now('%d %b %Y') }}").unwrap();
         assert!(year.len() == 11 && year[7..].parse::<u32>().is_ok_and(|year| year > 2020), "{year}");
         assert!(render("{{ strftime_now('%!') }}").is_err());
+    }
+
+    #[test]
+    fn kinds_and_lengths_are_those_of_jinja() {
+        // Each value printed by jinja2 3.1 in Python; `x` is undefined.
+        let values = ["none", "x", "1", "1.5", "true", "'ab'", "''", "[1]", "(1,)", "{'a': 1}", "range(3)"];
+        for (test, expected) in [
+            ("iterable", [false, true, false, false, false, true, true, true, true, true, true]),
+            ("sequence", [false, true, false, false, false, true, true, true, true, true, true]),
+            ("mapping", [false, false, false, false, false, false, false, false, false, true, false]),
+            ("string", [false, false, false, false, false, true, true, false, false, false, false]),
+            ("number", [false, false, true, true, true, false, false, false, false, false, false]),
+            ("integer", [false, false, true, false, false, false, false, false, false, false, false]),
+            ("boolean", [false, false, false, false, true, false, false, false, false, false, false]),
+        ] {
+            let found = values.map(|value| render(&format!("{{{{ {value} is {test} }}}}")).unwrap() == "True");
+            assert_eq!(found, expected, "{test}");
+        }
+        assert_eq!(
+            render("{{ x | length }} {{ x | count }} {{ text | length }} {{ {} | length }}").unwrap(),
+            "0 0 3 0"
+        );
+        assert!(render("{{ none | length }}").is_err() && render("{{ 1 | length }}").is_err());
+        let mut strict = environment();
+        strict.set_undefined_behavior(UndefinedBehavior::Strict);
+        assert!(strict.render_str("{{ x | length }}", ()).is_err());
     }
 
     #[test]
