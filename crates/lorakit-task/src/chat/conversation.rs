@@ -12,6 +12,9 @@ pub(crate) const USER: &str = "user";
 /// The role of the instructions at the start of a conversation.
 pub(crate) const SYSTEM: &str = "system";
 
+/// The names under which data files have the reasoning of a message. The first is the one that most templates read.
+const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+
 /// A conversation of one or more messages.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Conversation {
@@ -50,7 +53,7 @@ impl Message {
     }
 
     /// A message as data files have it: an object with `role` and `content`. The content is a text, or a list of parts of
-    /// text; it may be missing where the message calls tools.
+    /// text and of `thinking`; it may be missing where the message calls tools. Fields that are null are as if missing.
     ///
     /// # Errors
     /// If a field is missing or of another kind.
@@ -59,8 +62,8 @@ impl Message {
             return Err(TaskError::value("an object with `role` and `content`", json_value::kind(value)));
         };
         // Templates ask whether a field is defined, and files of fixed columns fill messages up with nulls.
-        let is_given = |(key, value): &(&String, &Value)| key.as_str() == "content" || !value.is_null();
-        let given = fields.iter().filter(is_given).map(|(key, value)| (key.clone(), value.clone()));
+        let given =
+            fields.iter().filter(|(_, value)| !value.is_null()).map(|(key, value)| (key.clone(), value.clone()));
         let fields: Map<String, Value> = given.collect();
         let role = match fields.get("role") {
             Some(Value::String(role)) => role.clone(),
@@ -70,20 +73,37 @@ impl Message {
         let content = match fields.get("content") {
             Some(Value::String(text)) => text.clone(),
             Some(Value::Array(parts)) => parts.iter().map(part_text).collect::<Result<String>>().at(|| "`content`")?,
-            None | Some(Value::Null) if fields.contains_key("tool_calls") => String::new(),
+            None if fields.contains_key("tool_calls") => String::new(),
             Some(other) => return Err(TaskError::value("a text as `content`", json_value::kind(other))),
             None => return Err(TaskError::value("`content`", json_value::keys(&fields))),
         };
         Ok(Message { role, content, fields })
     }
 
-    /// The fields, as a template receives them that takes content in parts, or one that takes text alone.
+    /// The fields, as a template receives them that takes content in parts, or one that takes text alone. As in transformers,
+    /// reasoning is there under the names that templates read.
     pub(crate) fn fields(&self, in_parts: bool) -> Map<String, Value> {
-        let mut fields = self.fields.clone();
+        let mut fields = self.with_reasoning();
         if !in_parts && fields.get("content").is_some_and(Value::is_array) {
             fields.insert("content".to_owned(), self.content.clone().into());
         }
         fields
+    }
+
+    fn with_reasoning(&self) -> Map<String, Value> {
+        let reasoning = REASONING.iter().find_map(|name| self.fields.get(*name));
+        let Some(reasoning) = reasoning else { return self.fields.clone() };
+        // In the order of transformers, since some templates write a message as it is.
+        let mut fields = Map::from_iter([("thinking".to_owned(), reasoning.clone())]);
+        fields.extend(self.fields.clone());
+        fields.insert("reasoning_content".to_owned(), reasoning.clone());
+        fields
+    }
+
+    /// Whether its content has parts of reasoning, which are no part of its text.
+    pub(crate) fn has_thinking_parts(&self) -> bool {
+        let parts = self.fields.get("content").and_then(Value::as_array);
+        parts.is_some_and(|parts| parts.iter().any(|part| part["type"] == "thinking"))
     }
 
     /// Whether it is a reply that is not to be learned: OpenAI's format says so by a weight of 0.
@@ -119,9 +139,10 @@ impl Message {
     }
 }
 
-/// The text of one part of a content list.
+/// The text of one part of a content list: of reasoning none.
 fn part_text(part: &Value) -> Result<String> {
     match (part.get("type").and_then(Value::as_str), part.get("text").and_then(Value::as_str)) {
+        (Some("thinking"), _) if part.get("thinking").is_some_and(|thinking| !thinking.is_null()) => Ok(String::new()),
         (Some("text"), Some(text)) => Ok(text.to_owned()),
         (Some(kind), _) => Err(TaskError::value(
             "parts of text, {\"type\": \"text\", \"text\": ...}",
@@ -230,7 +251,9 @@ mod tests {
         let message = json!({"role": "assistant", "content": "4", "reasoning_content": "2 + 2"});
         let read = Message::read(&message).unwrap();
         assert_eq!((read.role.as_str(), read.content.as_str()), ("assistant", "4"));
-        assert_eq!(Value::Object(read.fields(false)), message);
+        let mut named = message.clone();
+        named["thinking"] = json!("2 + 2");
+        assert_eq!(Value::Object(read.fields(false)), named);
         let parts = json!({"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]});
         let read = Message::read(&parts).unwrap();
         assert_eq!(read.content, "ab");
@@ -242,7 +265,35 @@ mod tests {
             json!({"role": "user", "content": "a"})
         );
         let call = json!({"role": "assistant", "content": null, "tool_calls": []});
-        assert_eq!(Message::read(&call).unwrap().content, "");
+        let read = Message::read(&call).unwrap();
+        assert_eq!(read.content, "");
+        assert_eq!(Value::Object(read.fields(true)), json!({"role": "assistant", "tool_calls": []}));
+    }
+
+    /// Each printed by transformers 5.23 with the template `{{ messages[0] | tojson }}`.
+    #[test]
+    fn reasoning_has_the_names_that_templates_read() {
+        for (given, expected) in [
+            (
+                r#"{"role":"assistant","content":"4","thinking":"t"}"#,
+                r#"{"thinking":"t","role":"assistant","content":"4","reasoning_content":"t"}"#,
+            ),
+            (
+                r#"{"role":"assistant","reasoning":"r","content":"4"}"#,
+                r#"{"thinking":"r","role":"assistant","reasoning":"r","content":"4","reasoning_content":"r"}"#,
+            ),
+            (
+                r#"{"role":"assistant","reasoning_content":null,"thinking":"t","reasoning":"r","content":"4"}"#,
+                r#"{"thinking":"t","role":"assistant","reasoning":"r","content":"4","reasoning_content":"t"}"#,
+            ),
+            (
+                r#"{"role":"assistant","reasoning_content":"c","thinking":"t","content":"4"}"#,
+                r#"{"thinking":"t","role":"assistant","reasoning_content":"c","content":"4"}"#,
+            ),
+        ] {
+            let message = Message::read(&serde_json::from_str(given).unwrap()).unwrap();
+            assert_eq!(Value::Object(message.fields(true)).to_string(), expected);
+        }
     }
 
     #[test]
