@@ -1,5 +1,6 @@
 //! A model's chat template: renders a conversation as text of the kind that the model was trained on.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -22,7 +23,7 @@ const TOOL_USE: &str = "tool_use";
 /// A text that no template writes by itself.
 pub(crate) const PROBE: &str = "lorakit-probe";
 
-/// A compiled chat template. It renders as `apply_chat_template` of transformers does.
+/// A model's chat template, compiled: one for all conversations, or one of its own for those with tools. It renders as `apply_chat_template` of transformers does.
 #[derive(Clone, Debug)]
 pub struct ChatTemplate {
     environment: Arc<Environment<'static>>,
@@ -30,7 +31,8 @@ pub struct ChatTemplate {
     special_tokens: Map<String, Json>,
     /// Whether templates see `bos_token`, or an empty text.
     writes_bos: bool,
-    sha256: String,
+    /// The SHA-256 of the text of the template for conversations without tools, if there is one.
+    default: Option<String>,
     /// The SHA-256 of the text of the template for conversations with tools, if there is one.
     tool_use: Option<String>,
     has_system_role: bool,
@@ -52,34 +54,46 @@ impl ChatTemplate {
     /// # Errors
     /// If the template has a syntax error.
     pub fn new(source: &str, special_tokens: Map<String, Json>) -> Result<ChatTemplate> {
+        ChatTemplate::of_names(&BTreeMap::from([(DEFAULT.to_owned(), source.to_owned())]), special_tokens)
+    }
+
+    /// Compiles a model's templates by name: `default`, and `tool_use` for conversations with tools. Others are not used.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::new`], or if there is neither of the two.
+    pub(crate) fn of_names(
+        templates: &BTreeMap<String, String>,
+        special_tokens: Map<String, Json>,
+    ) -> Result<ChatTemplate> {
         let mut environment = environment();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.unwrap_or_default());
         environment.set_undefined_behavior(UndefinedBehavior::Lenient);
-        add(&mut environment, DEFAULT, source)?;
+        let mut add = |name: &'static str| -> Result<Option<String>> {
+            let Some(source) = templates.get(name) else { return Ok(None) };
+            add(&mut environment, name, source)?;
+            Ok(Some(sha256(source.as_bytes())))
+        };
+        let (default, tool_use) = (add(DEFAULT)?, add(TOOL_USE)?);
+        if default.is_none() && tool_use.is_none() {
+            let names: Vec<&str> = templates.keys().map(String::as_str).collect();
+            return Err(TaskError::ChatTemplate(format!(
+                "expected a template named `{DEFAULT}`, found {}",
+                if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+            )));
+        }
         let mut template = ChatTemplate {
             environment: Arc::new(environment),
             special_tokens,
             writes_bos: true,
-            sha256: sha256(source.as_bytes()),
-            tool_use: None,
+            default,
+            tool_use,
             has_system_role: false,
             takes_parts: true,
         };
         template.has_system_role = template.renders_system_messages();
         template.takes_parts = template.renders_parts();
         Ok(template)
-    }
-
-    /// The template with another one for conversations with tools.
-    ///
-    /// # Errors
-    /// As [`ChatTemplate::new`].
-    pub(crate) fn with_tool_use(mut self, source: &str) -> Result<ChatTemplate> {
-        let mut environment = (*self.environment).clone();
-        add(&mut environment, TOOL_USE, source)?;
-        (self.environment, self.tool_use) = (Arc::new(environment), Some(sha256(source.as_bytes())));
-        Ok(self)
     }
 
     /// The template with the model's `bos_token`, or with an empty one.
@@ -93,9 +107,9 @@ impl ChatTemplate {
         json!({ "special_tokens": self.special_tokens, "tool_use": self.tool_use })
     }
 
-    /// The SHA-256 of the template's text, in hexadecimal.
+    /// The SHA-256 of the template's text, in hexadecimal; of several, that of the one for conversations without tools.
     pub fn sha256(&self) -> &str {
-        &self.sha256
+        self.default.as_deref().or(self.tool_use.as_deref()).unwrap_or_default()
     }
 
     /// Whether the template takes a system message; some refuse it, or leave it out.
@@ -106,8 +120,16 @@ impl ChatTemplate {
     /// Renders a conversation; with `add_generation_prompt` what comes before a reply is added at its end.
     ///
     /// # Errors
-    /// If the template refuses the conversation, in the template's own words, or uses what minijinja lacks.
+    /// If the template refuses the conversation, in the template's own words, or uses what minijinja lacks; or if it takes
+    /// content as text alone, and a message has parts of reasoning.
     pub fn render(&self, conversation: &Conversation, add_generation_prompt: bool) -> Result<RenderedChat> {
+        if !self.takes_parts && conversation.messages.iter().any(Message::has_thinking_parts) {
+            return Err(TaskError::RefusedChat(
+                "it takes the content of a message as text, without parts of `thinking`; give the reasoning as \
+                 `reasoning_content` instead"
+                    .to_owned(),
+            ));
+        }
         let messages: Vec<_> = conversation.messages.iter().map(|message| message.fields(self.takes_parts)).collect();
         let mut variables = self.special_tokens.clone();
         if !self.writes_bos {
@@ -117,8 +139,7 @@ impl ChatTemplate {
         variables.insert("tools".into(), json!(conversation.tools));
         variables.insert("documents".into(), Json::Null);
         variables.insert("add_generation_prompt".into(), add_generation_prompt.into());
-        let name = if self.tool_use.is_some() && conversation.tools.is_some() { TOOL_USE } else { DEFAULT };
-        let rendered = self.environment.get_template(name);
+        let rendered = self.environment.get_template(self.name_for(conversation)?);
         let rendered = rendered.and_then(|template| template.render(Value::from(Serde(&variables))));
         // A message of `raise_exception` is the error's detail.
         let (text, generated) = take_marks(&rendered.map_err(|error| {
@@ -127,10 +148,27 @@ impl ChatTemplate {
         Ok(RenderedChat { text, generated })
     }
 
+    /// The name of the template that renders a conversation.
+    fn name_for(&self, conversation: &Conversation) -> Result<&'static str> {
+        match (&self.default, &self.tool_use, &conversation.tools) {
+            (_, Some(_), Some(_)) => Ok(TOOL_USE),
+            (Some(_), _, _) => Ok(DEFAULT),
+            (None, ..) => Err(TaskError::ChatTemplate(format!(
+                "the base has one for conversations with tools, `{TOOL_USE}`, but none for others, `{DEFAULT}`"
+            ))),
+        }
+    }
+
+    /// A conversation that shows what a template does, one with a list of no tools where the template is for tools alone.
+    fn probe(&self, messages: Vec<Message>) -> Result<RenderedChat> {
+        let tools = self.default.is_none().then(|| json!([]));
+        self.render(&Conversation { tools, ..Conversation::new(messages) }, false)
+    }
+
     fn renders_system_messages(&self) -> bool {
         let messages = [(SYSTEM, PROBE), (USER, "a"), (ASSISTANT, "b")];
         let messages = messages.map(|(role, content)| Message::new(role, content));
-        let rendered = self.render(&Conversation::new(messages.to_vec()), false);
+        let rendered = self.probe(messages.to_vec());
         rendered.is_ok_and(|chat| chat.text.contains(PROBE))
     }
 
@@ -141,7 +179,7 @@ impl ChatTemplate {
             json!({"role": ASSISTANT, "content": "b"}),
         ];
         let messages = messages.iter().map(Message::read).collect::<Result<_>>();
-        let rendered = messages.and_then(|messages| self.render(&Conversation::new(messages), false));
+        let rendered = messages.and_then(|messages| self.probe(messages));
         let is_list = |text: &str| ["'type'", "\"type\""].iter().any(|key| text.contains(key));
         rendered.is_ok_and(|chat| chat.text.contains(PROBE) && !is_list(&chat.text))
     }

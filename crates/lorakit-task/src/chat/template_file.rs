@@ -1,5 +1,7 @@
-//! Where a model folder has its chat template, and the special tokens that the template may name.
+//! Where a model folder has its chat template.
 
+use std::collections::BTreeMap;
+use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 
@@ -13,60 +15,68 @@ use crate::error::{At, Result, TaskError};
 const TEMPLATE_FILE: &str = "chat_template.jinja";
 /// Where older folders of models with processors have it, under the key `chat_template`.
 const PROCESSOR_FILE: &str = "chat_template.json";
-/// The files that name special tokens; the first that names one decides.
-const TOKEN_FILES: [&str; 2] = ["tokenizer_config.json", "special_tokens_map.json"];
+/// The folder of templates by name, beside that file or without it, as transformers saves them.
+const TEMPLATE_FOLDER: &str = "additional_chat_templates";
+/// Where folders without such files have the templates, under the key `chat_template`.
+const CONFIG_FILE: &str = "tokenizer_config.json";
 
-/// The chat template of a model folder, if it has one.
+/// The chat template of a model folder, if it has one. `tokens` are the special tokens by name, such as `bos_token`.
 ///
 /// # Errors
 /// If a file cannot be read, or the template has a syntax error.
-pub(crate) fn read(folder: &Path) -> Result<Option<ChatTemplate>> {
-    let config = read_json(&folder.join(TOKEN_FILES[0]))?;
-    let own = read_text(&folder.join(TEMPLATE_FILE))?;
-    let own = own.map(|text| text.strip_prefix('\u{feff}').unwrap_or(&text).to_owned());
-    let (place, templates) = match own {
-        Some(text) => (TEMPLATE_FILE, Some(Value::String(text))),
-        None => match config["chat_template"].clone() {
-            Value::Null => {
-                let mut processor = read_json(&folder.join(PROCESSOR_FILE))?;
-                (PROCESSOR_FILE, processor.get_mut("chat_template").map(Value::take))
-            }
-            given => (TOKEN_FILES[0], Some(given)),
-        },
-    };
-    let Some(templates) = templates else { return Ok(None) };
-    let tokens = special_tokens(folder)?;
-    compile(&templates, tokens).map(Some).at(|| folder.join(place).display().to_string())
-}
-
-/// A template's text, or a list of named ones, of which `default` and `tool_use` are used.
-pub(crate) fn compile(templates: &Value, tokens: Map<String, Value>) -> Result<ChatTemplate> {
-    let named = |name: &str| {
-        let entries = templates.as_array().map_or(&[][..], Vec::as_slice);
-        entries.iter().find(|entry| entry["name"] == name)?["template"].as_str()
-    };
-    let default = templates.as_str().or_else(|| named("default")).ok_or_else(|| {
-        TaskError::ChatTemplate(
-            "`chat_template`: expected a text, or a list with a template named `default`".to_owned(),
-        )
-    })?;
-    let template = ChatTemplate::new(default, tokens)?;
-    named("tool_use").map_or(Ok(template.clone()), |source| template.with_tool_use(source))
-}
-
-/// The special tokens by name, such as `bos_token`.
-fn special_tokens(folder: &Path) -> Result<Map<String, Value>> {
-    let mut tokens = Map::new();
-    for file in TOKEN_FILES {
-        let config = read_json(&folder.join(file))?;
-        for (key, value) in config.as_object().into_iter().flatten().filter(|(key, _)| key.ends_with("_token")) {
-            let text = value.as_str().or_else(|| value["content"].as_str());
-            if let (Some(text), false) = (text, tokens.contains_key(key)) {
-                tokens.insert(key.clone(), text.into());
-            }
+pub(crate) fn read(folder: &Path, tokens: Map<String, Value>) -> Result<Option<ChatTemplate>> {
+    let mut files = folder_templates(&folder.join(TEMPLATE_FOLDER))?;
+    if let Some(text) = read_text(&folder.join(TEMPLATE_FILE))? {
+        // As in transformers, one of this name in the folder of templates wins.
+        files.entry("default".to_owned()).or_insert(text);
+    }
+    if !files.is_empty() {
+        let place = if files.len() == 1 && files.contains_key("default") { TEMPLATE_FILE } else { TEMPLATE_FOLDER };
+        return ChatTemplate::of_names(&files, tokens).map(Some).at(|| folder.join(place).display().to_string());
+    }
+    for file in [CONFIG_FILE, PROCESSOR_FILE] {
+        let path = folder.join(file);
+        let config = read_json(&path)?;
+        if let Some(templates) = config.get("chat_template").filter(|templates| !templates.is_null()) {
+            return compile(templates, tokens).map(Some).at(|| path.display().to_string());
         }
     }
-    Ok(tokens)
+    Ok(None)
+}
+
+/// A template's text, or named ones: a list of objects with `name` and `template`, or an object.
+pub(crate) fn compile(templates: &Value, tokens: Map<String, Value>) -> Result<ChatTemplate> {
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    let named: Option<BTreeMap<String, String>> = match templates {
+        Value::String(text) => return ChatTemplate::new(text, tokens),
+        Value::Array(entries) => {
+            entries.iter().map(|entry| Some((text(&entry["name"])?, text(&entry["template"])?))).collect()
+        }
+        Value::Object(named) => named.iter().map(|(name, template)| Some((name.clone(), text(template)?))).collect(),
+        _ => None,
+    };
+    let named = named.ok_or_else(|| {
+        TaskError::ChatTemplate("`chat_template`: expected a text, or templates with names".to_owned())
+    })?;
+    ChatTemplate::of_names(&named, tokens)
+}
+
+/// The templates of a folder that may be absent, by name.
+fn folder_templates(folder: &Path) -> Result<BTreeMap<String, String>> {
+    let mut templates = BTreeMap::new();
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(templates),
+        Err(error) => return Err(TaskError::read(folder.display())(error)),
+    };
+    for entry in entries {
+        let path = entry.map_err(TaskError::read(folder.display()))?.path();
+        let is_template = path.extension().is_some_and(|extension| extension == "jinja");
+        if let (true, Some(name), Some(text)) = (is_template, path.file_stem(), read_text(&path)?) {
+            templates.insert(name.to_string_lossy().into_owned(), text);
+        }
+    }
+    Ok(templates)
 }
 
 /// The JSON of a file; null if the file is absent.
@@ -76,10 +86,10 @@ fn read_json(path: &Path) -> Result<Value> {
     value.map_err(TaskError::from).at(|| path.display().to_string())
 }
 
-/// The text of a file that may be absent.
+/// The text of a file that may be absent, without its byte order mark.
 fn read_text(path: &Path) -> Result<Option<String>> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(TaskError::read(path.display())(error)),
     }
@@ -92,31 +102,53 @@ mod tests {
     use crate::chat::conversation::{Conversation, Message};
     use serde_json::json;
 
-    fn render(files: &[(&str, Value)], tools: Option<Value>) -> Option<String> {
+    fn render(files: &[(&str, Value)], tools: Option<Value>) -> Result<Option<String>> {
         let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join(TEMPLATE_FOLDER)).unwrap();
         for (name, content) in files {
             let text = content.as_str().map_or_else(|| content.to_string(), str::to_owned);
             std::fs::write(folder.path().join(name), text).unwrap();
         }
         let conversation = Conversation { tools, ..Conversation::new(vec![Message::new("user", "hi")]) };
-        Some(read(folder.path()).unwrap()?.render(&conversation, false).unwrap().text)
+        let tokens = Map::from_iter([("bos_token".to_owned(), json!("<s>"))]);
+        let Some(template) = read(folder.path(), tokens)? else { return Ok(None) };
+        Ok(Some(template.render(&conversation, false)?.text))
     }
 
     #[test]
     fn the_template_is_found_where_transformers_finds_it() {
-        let config =
-            |template| ("tokenizer_config.json", json!({"bos_token": {"content": "<s>"}, "chat_template": template}));
+        let text = |files: &[_], tools| render(files, tools).unwrap();
+        let config = |template| ("tokenizer_config.json", json!({ "chat_template": template }));
         let one = json!("{{ bos_token }}{{ messages[0].content }}");
-        assert_eq!(render(&[config(one.clone())], None).unwrap(), "<s>hi");
-        assert_eq!(render(&[config(one), ("chat_template.jinja", json!("file"))], None).unwrap(), "file");
-        let named = json!([{"name": "default", "template": "a"}, {"name": "tool_use", "template": "b"}]);
-        assert_eq!(render(&[config(named.clone())], None).unwrap(), "a");
-        assert_eq!(render(&[config(named)], Some(json!([{}]))).unwrap(), "b");
-        assert_eq!(render(&[("chat_template.json", json!({"chat_template": "c"}))], None).unwrap(), "c");
-        assert_eq!(render(&[config(Value::Null)], None), None);
-        assert_eq!(render(&[], None), None);
-        let map = ("special_tokens_map.json", json!({"bos_token": "no", "eos_token": "</s>"}));
-        let both = render(&[config(json!("{{ bos_token }}{{ eos_token }}")), map], None);
-        assert_eq!(both.unwrap(), "<s></s>");
+        assert_eq!(text(&[config(one.clone())], None).unwrap(), "<s>hi");
+        assert_eq!(text(&[config(one), ("chat_template.jinja", json!("\u{feff}file"))], None).unwrap(), "file");
+        assert_eq!(text(&[("chat_template.json", json!({"chat_template": "c"}))], None).unwrap(), "c");
+        assert_eq!(text(&[config(Value::Null)], None), None);
+        assert_eq!(text(&[], None), None);
+    }
+
+    #[test]
+    fn conversations_with_tools_may_have_a_template_of_their_own() {
+        let config = |template| ("tokenizer_config.json", json!({ "chat_template": template }));
+        let tools = || Some(json!([{}]));
+        let list = json!([{"name": "default", "template": "a"}, {"name": "tool_use", "template": "b"}]);
+        for templates in [list, json!({"default": "a", "tool_use": "b", "rag": "{% if %}"})] {
+            assert_eq!(render(&[config(templates.clone())], None).unwrap().unwrap(), "a");
+            assert_eq!(render(&[config(templates)], tools()).unwrap().unwrap(), "b");
+        }
+        let file = ("chat_template.jinja", json!("a"));
+        let folder = ("additional_chat_templates/tool_use.jinja", json!("b"));
+        let other = ("additional_chat_templates/README.md", json!("no"));
+        let files = [config(json!("no")), file, folder.clone(), other];
+        assert_eq!(render(&files, None).unwrap().unwrap(), "a");
+        assert_eq!(render(&files, tools()).unwrap().unwrap(), "b");
+        // Where there is no other, it is missed only by conversations without tools.
+        for files in [[config(json!({"tool_use": "b"}))], [folder]] {
+            assert_eq!(render(&files, tools()).unwrap().unwrap(), "b");
+            let error = render(&files, None).unwrap_err().to_string();
+            assert!(error.contains("for conversations with tools, `tool_use`, but none for others"), "{error}");
+        }
+        let error = render(&[config(json!({"rag": "c"}))], tools()).unwrap_err().chain();
+        assert!(error.contains("tokenizer_config.json: chat template: expected a template named `default`, found rag"));
     }
 }

@@ -15,8 +15,8 @@ const NAMES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "p
 pub(crate) struct AddedTokens {
     /// By the id that a file gives them.
     numbered: BTreeMap<u32, AddedToken>,
-    /// Special tokens with names, such as EOS, in the order in which they are added.
-    named: Vec<AddedToken>,
+    /// Special tokens with names, such as `eos_token`, in the order in which they are added.
+    named: Vec<(String, AddedToken)>,
     /// Other special tokens.
     extra: Vec<AddedToken>,
 }
@@ -50,13 +50,14 @@ impl AddedTokens {
                 Some(value) => special_token(value).at(|| format!("`{name}`"))?,
                 None => default.map(|text| AddedToken::from(text, true)),
             };
-            named.extend(token);
+            named.extend(token.map(|token| (name.to_owned(), token)));
         }
         let numbered = match decoder {
             Some(decoder) => decoded(decoder)?,
             None => {
                 // Tokens with names of their own are not normal text either, but transformers normalizes them here.
-                let special: Vec<&str> = named.iter().chain(&extra).map(|token| token.content.as_str()).collect();
+                let special = named.iter().map(|(_, token)| token).chain(&extra);
+                let special: Vec<&str> = special.map(|token| token.content.as_str()).collect();
                 let mut numbered = added(files.added, &special)?;
                 numbered.extend(files.own);
                 numbered
@@ -66,6 +67,13 @@ impl AddedTokens {
         Ok(Self { numbered, named, extra })
     }
 
+    /// The texts of the tokens with names: what chat templates see of them.
+    pub(crate) fn texts_by_name(&self) -> Map<String, Value> {
+        // Of two of one name, the first counts.
+        let named = self.named.iter().rev();
+        named.map(|(name, token)| (name.clone(), token.content.clone().into())).collect()
+    }
+
     /// Adds the tokens that `tokenizer` lacks. A token that no vocabulary has gets the next free id, whatever id the files
     /// give it: the result lists those that differ.
     pub(crate) fn add_to(self, tokenizer: &mut HubTokenizer, class: TokenizerClass) -> Result<Vec<String>> {
@@ -73,13 +81,14 @@ impl AddedTokens {
         let mut tokens: Vec<AddedToken> =
             self.numbered.values().filter(|token| !present.contains(token)).cloned().collect();
         for token in &mut tokens {
-            token.special |= self.named.iter().any(|named| named.content == token.content);
+            token.special |= self.named.iter().any(|(_, named)| named.content == token.content);
         }
         let known: BTreeSet<String> = present.iter().chain(&tokens).map(|token| token.content.clone()).collect();
         // Of two that name the same token, the flags of the second count.
-        tokens.extend(self.named.iter().chain(&self.extra).filter(|token| !known.contains(&token.content)).cloned());
+        let special = || self.named.iter().map(|(_, token)| token).chain(&self.extra);
+        tokens.extend(special().filter(|token| !known.contains(&token.content)).cloned());
         if class == TokenizerClass::Qwen2 {
-            tokens.extend(self.named.iter().chain(&self.extra).map(|token| AddedToken::from(&*token.content, true)));
+            tokens.extend(special().map(|token| AddedToken::from(&*token.content, true)));
         }
         tokenizer.add_tokens(tokens).map_err(TaskError::tokenizer("cannot add tokens"))?;
         let moved = self.numbered.into_iter().filter_map(|(stated, token)| {
@@ -101,7 +110,7 @@ pub(crate) fn own_tokens(added: &Value) -> Result<BTreeMap<u32, AddedToken>> {
 }
 
 /// The special tokens without a standard name: a list, and those with names of their own.
-fn extra(settings: &Map<String, Value>) -> Result<(Vec<AddedToken>, Vec<AddedToken>)> {
+fn extra(settings: &Map<String, Value>) -> Result<(Vec<AddedToken>, Vec<(String, AddedToken)>)> {
     let is_empty = |value: &Value| match value {
         Value::Null => true,
         Value::Array(values) => values.is_empty(),
@@ -119,8 +128,9 @@ fn extra(settings: &Map<String, Value>) -> Result<(Vec<AddedToken>, Vec<AddedTok
                 }
             }
             Value::Object(values) => {
-                for value in values.values() {
-                    named.extend(special_token(value).at(|| format!("`{key}`"))?);
+                for (name, value) in values {
+                    let token = special_token(value).at(|| format!("`{key}`"))?;
+                    named.extend(token.map(|token| (name.clone(), token)));
                 }
             }
             _ => return Err(found().at(format!("`{key}`"))),
@@ -129,7 +139,8 @@ fn extra(settings: &Map<String, Value>) -> Result<(Vec<AddedToken>, Vec<AddedTok
     for (key, value) in settings.iter().filter(|(key, _)| key.ends_with("_token") && !NAMES.contains(&key.as_str())) {
         // Flags such as `add_bos_token` end the same.
         if value.is_string() || value.is_object() {
-            named.extend(special_token(value).at(|| format!("`{key}`"))?);
+            let token = special_token(value).at(|| format!("`{key}`"))?;
+            named.extend(token.map(|token| (key.clone(), token)));
         }
     }
     Ok((extra, named))
@@ -184,6 +195,7 @@ fn token(value: &Value, special: bool) -> Result<AddedToken> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use crate::chat::conversation::{Conversation, Message};
     use crate::tokenization::special_tokens::tests::open;
     use crate::tokenization::tokenizer::Tokenizer;
     use crate::tokenization::tokenizer::tests::spell;
@@ -244,6 +256,37 @@ mod tests {
         }
         let map = folder(AS_FILE, json!({}), map(json!({"eos_token": token(json!({}))})));
         assert_eq!((map.eos(), map.id("<|t|>")), (357, Some(357)));
+    }
+
+    /// Each printed by transformers 5.23 with a folder of these files.
+    #[test]
+    fn a_chat_template_sees_the_special_tokens_that_transformers_has() {
+        let seen = |class: &str, mut config: Value, map: Value| {
+            let names = ["bos", "eos", "pad", "unk", "image"].map(|name| format!("{{{{ {name}_token }}}}"));
+            config["chat_template"] = names.join("|").into();
+            config["tokenizer_class"] = class.into();
+            let files = [("config.json", json!({"eos_token_id": 2})), ("tokenizer_config.json", config)];
+            let files = files.map(|(name, value)| (name, value.to_string()));
+            let map = map.to_string();
+            let tokenizer =
+                open(&[(files[0].0, &files[0].1), (files[1].0, &files[1].1), ("special_tokens_map.json", &map)]);
+            let chat = Conversation::new(vec![Message::new("user", "a")]);
+            tokenizer.unwrap().chat_template().unwrap().render(&chat, false).unwrap().text
+        };
+        let (none, all) = (json!({}), json!({"bos_token": "<s>", "pad_token": {"content": "<unk>"}}));
+        let backend = "PreTrainedTokenizerFast";
+        for (class, config, map, expected) in [
+            (backend, none.clone(), none.clone(), "||||"),
+            ("LlamaTokenizer", none.clone(), none.clone(), "<s>|</s>||<unk>|"),
+            ("LlamaTokenizer", json!({"bos_token": null, "unk_token": "</s>"}), none.clone(), "|</s>||</s>|"),
+            (backend, json!({"bos_token": "</s>"}), all.clone(), "<s>||<unk>||"),
+            (backend, json!({"bos_token": "</s>"}), json!({"bos_token": null}), "||||"),
+            (backend, json!({"bos_token": "</s>", "added_tokens_decoder": {}}), all, "</s>||||"),
+            (backend, json!({"extra_special_tokens": {"image_token": "<s>"}}), none.clone(), "||||<s>"),
+            (backend, json!({"image_token": "<s>"}), none, "||||<s>"),
+        ] {
+            assert_eq!(seen(class, config.clone(), map.clone()), expected, "{class} {config} {map}");
+        }
     }
 
     #[test]

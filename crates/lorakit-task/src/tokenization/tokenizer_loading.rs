@@ -36,14 +36,15 @@ impl Tokenizer {
         let class = TokenizerClass::of(&settings, &bytes);
         let (mut tokenizer, own) = build(&bytes, class, &settings.tokenizer).at(|| path.display().to_string())?;
         let files = TokenFiles { config: &settings.tokenizer, special_map: &special_map, added: &added, own };
-        let add = || AddedTokens::read(files, class)?.add_to(&mut tokenizer, class);
-        let mut warnings = add().at(|| folder.display().to_string())?;
+        let added = AddedTokens::read(files, class).at(|| folder.display().to_string())?;
+        let names = added.texts_by_name();
+        let mut warnings = added.add_to(&mut tokenizer, class).at(|| folder.display().to_string())?;
         tokenizer.set_encode_special_tokens(settings.tokenizer["split_special_tokens"].as_bool().unwrap_or(false));
         let special = special_tokens::read(folder, &tokenizer)?;
         let layout = RowLayout::of_config(&settings.config, &read("generation_config.json")?, folder)?;
         let opened = Tokenizer::new(tokenizer, special).at(|| folder.display().to_string())?;
         warnings.extend(unused_bos_flag(&opened, &settings.tokenizer));
-        let template = template_file::read(folder).map_err(|error| error.chain());
+        let template = template_file::read(folder, names).map_err(|error| error.chain());
         Ok(opened.with_layout(layout).with_found_template(template).with_warnings(warnings))
     }
 
