@@ -275,6 +275,50 @@ fn a_reply_ends_after_its_content_wherever_else_that_text_is() {
     assert_eq!(shown(next, json!({"role": "assistant", "content": "s"})), expected);
 }
 
+/// As Cohere's templates have it: a token ends the response, and another the turn.
+#[test]
+fn the_token_that_ends_the_turn_is_learned_where_others_come_first() {
+    let shown = |ending: &str| {
+        let template = CHATML.replace("<|im_end|>", ending);
+        let tokenizer = tokenizer(Some(&template));
+        let example = encode(two_turns(), &tokenizer, 999).unwrap();
+        assert_eq!(example.reply_source, ReplySource::Prefixes, "{ending}");
+        marked(&example, &tokenizer)
+    };
+    let turn = |user: &str, reply: &str, ending: &str, after: &str| {
+        format!("<|im_start|>user\n{user}{ending}{after}\n<|im_start|>assistant\n[{reply}{ending}]{after}\n")
+    };
+    for (ending, after) in [
+        ("<|eot_id|></s>", ""),
+        ("<|eot_id|>\n</s>", ""),
+        ("<|eot_id|><|im_end|></s>", ""),
+        ("</s>", "<|eot_id|>"),
+        ("<|eot_id|>", "<|im_end|>"),
+    ] {
+        let expected = turn("a", "b", ending, after) + &turn("c", "d", ending, after);
+        assert_eq!(shown(&format!("{ending}{after}")), expected);
+    }
+    // A token that ends the conversation ends the last turn alone.
+    let tokenizer = tokenizer(Some(&format!("{CHATML}{{% if not add_generation_prompt %}}</s>{{% endif %}}")));
+    let shown = marked(&encode(two_turns(), &tokenizer, 999).unwrap(), &tokenizer);
+    assert!(shown.contains("[b<|im_end|>]\n") && shown.ends_with("[d<|im_end|>\n</s>]"), "{shown}");
+}
+
+/// Mistral's form of reasoning.
+#[test]
+fn parts_of_reasoning_are_for_templates_that_take_parts() {
+    let parts = json!([{"type": "thinking", "thinking": "2+2"}, {"type": "text", "text": "4"}]);
+    let row = json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": parts}]});
+    let template = "{% for m in messages %}{{ m.role }}:{% if m.content is string %}{{ m.content }}{% else %}\
+                    {% for part in m.content %}{% if part.type == 'thinking' %}<{{ part.thinking }}>{% else %}{{ part.text }}\
+                    {% endif %}{% endfor %}{% endif %}</s>{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}";
+    let tokenizer = self::tokenizer(Some(template));
+    assert_eq!(marked(&encode(row.clone(), &tokenizer, 999).unwrap(), &tokenizer), "user:a</s>assistant:[<2+2>4</s>]");
+    let error = encode(row, &self::tokenizer(Some(CHATML)), 999).unwrap_err();
+    let error = format!("{:#}", anyhow::Error::from(error));
+    assert!(error.contains("without parts of `thinking`; give the reasoning as `reasoning_content`"), "{error}");
+}
+
 /// As the first release of Meta-Llama-3-Instruct has it: what it begins ends in a special token.
 #[test]
 fn a_template_may_always_begin_another_reply() {
@@ -447,6 +491,24 @@ fn the_oldest_turns_of_a_long_conversation_are_left_out() {
     let example = encode(row, &tokenizer, 10).unwrap();
     assert_eq!((example.len(), example.truncation.messages), (10, 2));
     assert!(example.truncation.prompt > 0 && marked(&example, &tokenizer).ends_with("[d<|im_end|>]"));
+}
+
+#[test]
+fn as_few_turns_are_left_out_as_fit() {
+    let tokenizer = tokenizer(Some(CHATML));
+    let turns = (0..40).flat_map(|turn| [("user", format!("{turn:0>3}")), ("assistant", "b".repeat(1 + turn % 7))]);
+    let turns: Vec<Value> = turns.map(|(role, content)| json!({"role": role, "content": content})).collect();
+    // The length of each number of turns, as it is without a limit.
+    let lengths: Vec<usize> = (0..40)
+        .map(|dropped| encode(json!({"messages": &turns[2 * dropped..]}), &tokenizer, 9999).unwrap().len())
+        .collect();
+    let row = json!({ "messages": turns });
+    for limit in (20..lengths[0] + 2).step_by(9) {
+        // The last token, a newline, is not read.
+        let expected = lengths.iter().position(|length| length - 1 <= limit).unwrap_or(39);
+        let example = encode(row.clone(), &tokenizer, limit).unwrap();
+        assert_eq!(example.truncation.messages, 2 * expected, "{limit}");
+    }
 }
 
 #[test]

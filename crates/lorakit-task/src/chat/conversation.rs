@@ -229,9 +229,24 @@ impl Conversation {
         Conversation { messages, given, ..self.clone() }
     }
 
+    /// How many turns can be left out.
+    pub(crate) fn droppable_turns(&self) -> usize {
+        let mut rest = self.clone();
+        std::iter::from_fn(|| rest.drop_oldest_turn()).count()
+    }
+
+    /// The conversation without this many of its oldest turns.
+    pub(crate) fn without_oldest_turns(&self, turns: usize) -> Conversation {
+        let mut rest = self.clone();
+        for _ in 0..turns {
+            rest.drop_oldest_turn();
+        }
+        rest
+    }
+
     /// Without its oldest turn, system messages aside: up to the next message of the user that a reply still follows.
     /// Returns how many messages are gone; None where the last turn is all there is.
-    pub(crate) fn drop_oldest_turn(&mut self) -> Option<usize> {
+    fn drop_oldest_turn(&mut self) -> Option<usize> {
         let start = self.messages.iter().position(|message| message.role != SYSTEM)?;
         let last = self.last_reply()?;
         let next = (start + 1..last).find(|&i| self.messages[i].role == USER)?;

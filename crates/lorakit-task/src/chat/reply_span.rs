@@ -34,6 +34,8 @@ pub(crate) struct ReplyFinder<'a> {
     pub rendered: &'a RenderedChat,
     /// The texts of the special tokens.
     pub special: &'a [String],
+    /// The texts of those at which generation stops.
+    pub stops: &'a [String],
 }
 
 impl ReplyFinder<'_> {
@@ -71,7 +73,24 @@ impl ReplyFinder<'_> {
         let content = message.content.trim();
         let start = self.start(reply, through, content)?;
         let end = start + self.reply_len(reply, &through[start..], content);
+        let stop = self.stop_after(through, end).filter(|&stop| whole.starts_with(&through[..stop]));
+        let end = stop.unwrap_or(end);
         whole.starts_with(&through[..end]).then_some(start..end)
+    }
+
+    /// Where the first token ends that generation stops at, among the special tokens that follow `end`: a reply that ends
+    /// with another one is not over there. None if it does end with one, or none follows.
+    fn stop_after(&self, text: &str, mut end: usize) -> Option<usize> {
+        if self.stops.iter().any(|stop| text[..end].ends_with(stop.as_str())) {
+            return None;
+        }
+        loop {
+            let start = end + text[end..].len() - text[end..].trim_start().len();
+            end = start + self.special_at_start(&text[start..])?;
+            if self.stops.iter().any(|stop| *stop == text[start..end]) {
+                return Some(end);
+            }
+        }
     }
 
     /// Where a reply begins: after the generation prompt or, if the template writes another one before finished replies,

@@ -26,34 +26,29 @@ impl ConversationTokens {
     /// left out; the last turn alone may still be longer.
     pub fn encode(conversation: &Conversation, tokenizer: &Tokenizer, max_length: usize) -> Result<ConversationTokens> {
         let template = tokenizer.chat_template()?;
-        let special = tokenizer.special_texts();
-        let mut kept = conversation.clone();
-        let mut dropped_messages = 0;
+        let (special, stops) = (tokenizer.special_texts(), tokenizer.stop_texts());
         // The same whatever turns before it are left out; to find it is slow.
         let mut unread = None;
-        let (rendered, encoding) = loop {
+        let (kept, rendered, encoding) = shortened(conversation, |kept| {
             let rendered = template.render(&kept, false)?;
             let encoding = tokenizer.encode_with_offsets(&rendered.text)?;
-            let finder = ReplyFinder { template, conversation: &kept, rendered: &rendered, special: &special };
-            if encoding.len() <= max_length {
-                break (rendered, encoding);
-            }
-            let unread = *unread.get_or_insert_with(|| unread_tokens(&finder, &encoding, tokenizer));
-            if encoding.len() <= max_length.saturating_add(unread) {
-                break (rendered, encoding);
-            }
-            match kept.drop_oldest_turn() {
-                Some(messages) => dropped_messages += messages,
-                None => break (rendered, encoding),
-            }
-        };
+            let fits = encoding.len() <= max_length || {
+                let finder = ReplyFinder {
+                    template,
+                    conversation: &kept,
+                    rendered: &rendered,
+                    special: &special,
+                    stops: &stops,
+                };
+                let unread = *unread.get_or_insert_with(|| unread_tokens(&finder, &encoding, tokenizer));
+                encoding.len() <= max_length.saturating_add(unread)
+            };
+            Ok(((kept, rendered, encoding), fits))
+        })?;
+        let dropped_messages = conversation.messages.len() - kept.messages.len();
         let (tokens, offsets) = (encoding.get_ids().to_vec(), encoding.get_offsets());
-        if tokens.is_empty() {
-            return Err(TaskError::Row(
-                "the base's tokenizer has no token for anything in the conversation".to_owned(),
-            ));
-        }
-        let finder = ReplyFinder { template, conversation: &kept, rendered: &rendered, special: &special };
+        let finder =
+            ReplyFinder { template, conversation: &kept, rendered: &rendered, special: &special, stops: &stops };
         let found = finder.find();
         // Elsewhere a call may be left out: nothing is learned of its reply.
         let last_alone = match tokenizer.encoding().loss {
@@ -114,15 +109,40 @@ pub(crate) fn encode_prompt(
     tokenizer: &Tokenizer,
     max_length: usize,
 ) -> Result<(String, Vec<u32>)> {
-    let mut kept = conversation.clone();
-    loop {
+    shortened(conversation, |kept| {
         let before = kept.prefix(kept.last_reply().unwrap_or(kept.messages.len()));
         let text = tokenizer.chat_template()?.render(&before, true)?.text;
         let tokens = tokenizer.encode_without_special(&text)?;
-        if tokens.len() <= max_length || kept.drop_oldest_turn().is_none() {
-            return Ok((text, tokens));
+        let fits = tokens.len() <= max_length;
+        Ok(((text, tokens), fits))
+    })
+}
+
+/// What `attempt` makes of a conversation with as few of its oldest turns left out as fit; with the last turn alone if none
+/// fits. The more turns are left out, the shorter it is, so few numbers of turns are tried, small ones first.
+fn shortened<T>(conversation: &Conversation, mut attempt: impl FnMut(Conversation) -> Result<(T, bool)>) -> Result<T> {
+    let (mut made, fits) = attempt(conversation.clone())?;
+    if fits {
+        return Ok(made);
+    }
+    let most = conversation.droppable_turns();
+    let (mut too_few, mut enough) = (0, None);
+    while too_few < most && enough != Some(too_few + 1) {
+        let turns = match enough {
+            Some(enough) => usize::midpoint(too_few, enough),
+            None => most.min((2 * too_few).max(1)),
+        };
+        let (shorter, fits) = attempt(conversation.without_oldest_turns(turns))?;
+        if fits {
+            (made, enough) = (shorter, Some(turns));
+        } else {
+            too_few = turns;
+            if turns == most {
+                made = shorter;
+            }
         }
     }
+    Ok(made)
 }
 
 /// The row as a conversation whose last reply is `answer`; None if it is encoded as plain text.

@@ -140,6 +140,11 @@ impl Tokenizer {
         special.map(|(_, token)| token.content).filter(|text| !text.is_empty()).collect()
     }
 
+    /// The texts of the tokens at which generation stops.
+    pub(crate) fn stop_texts(&self) -> Vec<String> {
+        self.stops.iter().filter_map(|&id| self.token(id)).filter(|text| !text.is_empty()).collect()
+    }
+
     /// The tokens of a text, with BOS first if the tokenizer's post-processor adds it, once (a text that spells BOS gets
     /// no second one). What the post-processor adds after a text is left out, since the text continues.
     ///
