@@ -57,6 +57,15 @@ mod tests {
         for bytes in containers {
             assert_eq!(inputs(bytes, None), ["2", "1"]);
         }
+        // As Python's json writes what is no number.
+        let python: [&[u8]; 3] = [
+            b"{\"input\":2,\"x\":NaN}\n{\"input\":1,\"x\":3}",
+            b"{\"input\":2}\n{\"input\":1,\"x\":-Infinity}",
+            b"[{\"input\":2,\"x\":NaN},{\"input\":1,\"x\":[Infinity]}]",
+        ];
+        for bytes in python {
+            assert_eq!(inputs(bytes, None), ["2", "1"]);
+        }
         assert_eq!(inputs(b"{\"input\":2}", None), ["2"]);
         assert_eq!(inputs(b"{\"a\":{\"b\":[{\"input\":3}]}}", Some("a.b")), ["3"]);
     }

@@ -7,7 +7,7 @@ use serde::de::IgnoredAny;
 use crate::error::{Result, TaskError};
 use crate::source::document::Document;
 use crate::source::file_format::FileFormat;
-use crate::source::source_value::SourceValue;
+use crate::source::source_value::{SourceValue, without_non_finite};
 
 /// A file of one JSON document.
 pub(crate) struct Json;
@@ -34,7 +34,8 @@ fn parse(text: &str) -> Result<Option<Document>> {
     let mut values = serde_json::Deserializer::from_str(text).into_iter::<IgnoredAny>();
     match values.next() {
         None => return Err(TaskError::Data("the file is empty; expected at least one row".to_string())),
-        Some(first) => first.map_err(not_json)?,
+        Some(Err(error)) => return without_non_finite(text).map_or(Err(not_json(error)), |text| parse(&text)),
+        Some(Ok(_)) => {}
     };
     let (first, rest) = text.split_at(values.byte_offset());
     if rest.trim().is_empty() {

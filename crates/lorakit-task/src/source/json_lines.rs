@@ -9,7 +9,7 @@ use crate::source::document::Document;
 use crate::source::file_content::FileContent;
 use crate::source::file_format::FileFormat;
 use crate::source::json::text;
-use crate::source::source_value::SourceValue;
+use crate::source::source_value::{SourceValue, without_non_finite};
 
 /// A file of JSON values, one on each line; empty lines are skipped.
 pub(crate) struct JsonLines;
@@ -32,7 +32,8 @@ pub struct JsonLine {
     pub number: usize,
     /// Its value, with integers beyond 64 bits as texts.
     pub value: Value,
-    /// The line as it stands, if it has numbers that serde_json would write otherwise.
+    /// The line as it stands but for NaN and infinities, which are null, if it has numbers that serde_json would write
+    /// otherwise.
     pub written: Option<String>,
 }
 
@@ -44,7 +45,8 @@ pub fn read_json_lines(path: &Path) -> Result<Vec<JsonLine>> {
     let content = FileContent::read(path)?;
     let line = |(number, text): (usize, &str)| {
         let SourceValue { value, written, .. } = parse_line(number, text)?;
-        Ok(JsonLine { number, value, written: written.map(|_| text.to_owned()) })
+        let written = written.map(|_| without_non_finite(text).unwrap_or_else(|| text.to_owned()));
+        Ok(JsonLine { number, value, written })
     };
     text(&content.bytes).and_then(|text| lines(text).map(line).collect()).at(|| path.display().to_string())
 }

@@ -3,7 +3,8 @@
 //! serde_json reads numbers of 64 bits, so that 37778931862957161709568, 1e6 and 2.50 would become 3.7778931862957162e22,
 //! 1000000.0 and 2.5 in a prompt or an answer.
 
-use lorakit_format::non_finite_json::string_end;
+use lorakit_format::non_finite_json::{non_finite_as_null, string_end};
+use std::borrow::Cow;
 use std::ops::Range;
 
 use serde_json::{Number, Value};
@@ -26,8 +27,13 @@ impl From<Value> for SourceValue {
 }
 
 impl SourceValue {
-    /// Parses one JSON document.
+    /// Parses one JSON document, which Python may have written: NaN and infinities are null.
     pub fn parse(text: &str) -> serde_json::Result<SourceValue> {
+        SourceValue::parse_strict(text)
+            .or_else(|error| without_non_finite(text).map_or(Err(error), |text| SourceValue::parse_strict(&text)))
+    }
+
+    fn parse_strict(text: &str) -> serde_json::Result<SourceValue> {
         let numbers = rewritten_numbers(text);
         if numbers.is_empty() {
             return Ok(serde_json::from_str::<Value>(text)?.into());
@@ -37,6 +43,14 @@ impl SourceValue {
         let value = serde_json::from_str(&quoted(text, &long))?;
         let written = Some(serde_json::from_str(&quoted(text, &numbers))?);
         Ok(SourceValue { value, written, null_padded: false })
+    }
+}
+
+/// The JSON with null in place of NaN and infinities, which JSON does not have; None if it has none of them.
+pub(crate) fn without_non_finite(text: &str) -> Option<String> {
+    match non_finite_as_null(text.as_bytes()) {
+        Cow::Borrowed(_) => None,
+        Cow::Owned(replaced) => String::from_utf8(replaced).ok(),
     }
 }
 
@@ -128,6 +142,13 @@ mod tests {
     }
 
     #[test]
+    fn numbers_that_only_python_reads_are_null() {
+        let parsed = SourceValue::parse(r#"{"a": [NaN, -Infinity, 2.50], "b": "NaN"}"#).unwrap();
+        assert_eq!(parsed.value, json!({"a": [null, null, 2.5], "b": "NaN"}));
+        assert_eq!(parsed.written.unwrap(), json!({"a": [null, null, "2.50"], "b": "NaN"}));
+    }
+
+    #[test]
     fn text_that_is_not_json_is_refused() {
         for text in [
             "01",
@@ -142,6 +163,8 @@ mod tests {
             "1-2",
             "--1",
             "00000000000000000001",
+            "[NaN",
+            "NaNs",
         ] {
             assert!(SourceValue::parse(text).is_err(), "{text}");
         }
