@@ -81,7 +81,10 @@ mod tests {
         assert!(message(b"[]").contains("no rows"));
         assert!(message(b" \n").contains("empty"));
         assert!(message(b"[{\"input\":1}, 7]").contains("row 2: expected an object"));
-        assert!(message(b"\xff\xfe").contains("utf-8"));
+        assert!(message(b"\xff").contains("utf-8"));
+        assert!(message(b"\xff\xfe{\0}\0").contains("UTF-16"));
+        assert!(message(b"BZh91AY&SY").contains("bzip2"));
+        assert!(message(b"PK\x03\x04").contains("ZIP archive"));
     }
 
     #[test]

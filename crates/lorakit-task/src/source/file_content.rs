@@ -10,6 +10,16 @@ use lorakit_format::refuse_lfs_pointer;
 use crate::error::{Result, TaskError};
 use crate::source::gzip;
 
+/// How files begin that are read nowhere, and what to say of them.
+const UNREADABLE: [(&[u8], &str); 6] = [
+    (b"BZh91AY&SY", "a file compressed with bzip2; decompress it, or compress it with gzip"),
+    (b"\xfd7zXZ\0", "a file compressed with xz; decompress it, or compress it with gzip"),
+    (b"\x28\xb5\x2f\xfd", "a file compressed with zstd; decompress it, or compress it with gzip"),
+    (b"PK\x03\x04", "a ZIP archive; extract its files"),
+    (b"\xff\xfe", "text in UTF-16; convert it to UTF-8"),
+    (b"\xfe\xff", "text in UTF-16; convert it to UTF-8"),
+];
+
 /// The content of a file.
 pub(crate) struct FileContent {
     /// The hash of the file's bytes as they are on disk, in hexadecimal: what `sha256sum` prints.
@@ -24,6 +34,9 @@ impl FileContent {
         let what = path.display().to_string();
         let bytes = read_whole(path).map_err(TaskError::read(&what))?;
         refuse_lfs_pointer(path, &bytes).map_err(|error| TaskError::Data(error.to_string()))?;
+        if let Some((_, kind)) = UNREADABLE.iter().find(|(start, _)| bytes.starts_with(start)) {
+            return Err(TaskError::Data(format!("{what}: {kind}")));
+        }
         Ok(FileContent { sha256: sha256(&bytes), bytes: gzip::decompress(bytes, &what)? })
     }
 }
