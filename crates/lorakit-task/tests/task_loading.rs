@@ -49,6 +49,22 @@ fn a_task_is_named_after_its_file_unless_a_name_is_given() {
     assert_eq!(names(&Task::load(&spec, None).unwrap()), ["other"]);
 }
 
+/// Of a dataset's own repository, whose card may give files another meaning.
+#[test]
+fn configurations_of_a_card_are_said_to_be_unread() {
+    let card = "---\nlicense: mit\nconfigs:\n- config_name: default\n  data_files:\n  - split: test\n    path: b.jsonl\n---\n# B";
+    let warnings = |files: &[(&str, &str)]| -> Vec<String> {
+        let tasks = Task::load(&at(&folder(files), ""), None).unwrap();
+        tasks.into_iter().flat_map(|task| task.warnings).collect()
+    };
+    let found = warnings(&[("a.jsonl", &twenty()), ("b.jsonl", ROW), ("README.md", card)]);
+    assert!(found.len() == 1 && found[0].contains("README.md are not read"), "{found:?}");
+    assert!(warnings(&[("a.jsonl", &twenty()), ("README.md", "# configs:\nconfigs:\n")]).is_empty());
+    // What the card says is what the names of the files say.
+    assert!(warnings(&[("train.jsonl", &twenty()), ("test.jsonl", ROW), ("README.md", card)]).is_empty());
+    assert!(warnings(&[("a.toml", "rows = \"a.jsonl\""), ("a.jsonl", ROW), ("README.md", card)]).is_empty());
+}
+
 #[test]
 fn a_folder_loads_its_task_files_in_order() {
     let toml = "rows = \"data.jsonl\"\ninstruction = \"Do.\"";

@@ -18,6 +18,16 @@ use crate::split::Split;
 /// Files that describe a dataset and hold no rows.
 const DESCRIPTIONS: [&str; 4] = ["dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"];
 
+/// The file whose metadata may say which files are of which split.
+pub(crate) const CARD: &str = "README.md";
+
+/// Whether the card of a folder lists configurations: the metadata, between lines of `---`, has the key `configs`.
+pub(crate) fn has_configs(folder: &Path) -> bool {
+    let card = fs::read_to_string(folder.join(CARD)).unwrap_or_default();
+    let metadata = card.strip_prefix("---").and_then(|rest| rest.split_once("\n---"));
+    metadata.is_some_and(|(metadata, _)| metadata.lines().any(|line| line.starts_with("configs:")))
+}
+
 /// Whether a file's name is one of those that describe a dataset and hold no rows.
 pub fn describes_dataset(name: &str) -> bool {
     DESCRIPTIONS.contains(&name)
