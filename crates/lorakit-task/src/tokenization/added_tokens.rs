@@ -11,12 +11,15 @@ use crate::tokenization::tokenizer_class::TokenizerClass;
 /// The standard names of special tokens, in the order in which they are added.
 const NAMES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
+/// A special token with its name, such as `eos_token`.
+type NamedToken = (String, AddedToken);
+
 /// The tokens that `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json` name.
 pub(crate) struct AddedTokens {
     /// By the id that a file gives them.
     numbered: BTreeMap<u32, AddedToken>,
     /// Special tokens with names, such as `eos_token`, in the order in which they are added.
-    named: Vec<(String, AddedToken)>,
+    named: Vec<NamedToken>,
     /// Other special tokens.
     extra: Vec<AddedToken>,
 }
@@ -110,7 +113,7 @@ pub(crate) fn own_tokens(added: &Value) -> Result<BTreeMap<u32, AddedToken>> {
 }
 
 /// The special tokens without a standard name: a list, and those with names of their own.
-fn extra(settings: &Map<String, Value>) -> Result<(Vec<AddedToken>, Vec<(String, AddedToken)>)> {
+fn extra(settings: &Map<String, Value>) -> Result<(Vec<AddedToken>, Vec<NamedToken>)> {
     let is_empty = |value: &Value| match value {
         Value::Null => true,
         Value::Array(values) => values.is_empty(),
