@@ -20,6 +20,8 @@ pub(crate) struct AddedTokens {
     numbered: BTreeMap<u32, AddedToken>,
     /// Special tokens with names, such as `eos_token`, in the order in which they are added.
     named: Vec<NamedToken>,
+    /// The keys of the files that name them, in the order of the files. Hashes of what chat templates see depend on it.
+    order: Vec<String>,
     /// Other special tokens.
     extra: Vec<AddedToken>,
 }
@@ -67,14 +69,20 @@ impl AddedTokens {
             }
         };
         named.extend(other_names);
-        Ok(Self { numbered, named, extra })
+        let order = settings.keys().cloned().collect();
+        Ok(Self { numbered, named, order, extra })
     }
 
     /// The texts of the tokens with names: what chat templates see of them.
     pub(crate) fn texts_by_name(&self) -> Map<String, Value> {
-        // Of two of one name, the first counts.
-        let named = self.named.iter().rev();
-        named.map(|(name, token)| (name.clone(), token.content.clone().into())).collect()
+        let mut texts = Map::new();
+        let text = |name: &String| {
+            // Of two of one name, the first counts.
+            let (_, token) = self.named.iter().find(|(other, _)| other == name)?;
+            Some((name.clone(), Value::from(token.content.as_str())))
+        };
+        texts.extend(self.order.iter().chain(self.named.iter().map(|(name, _)| name)).filter_map(text));
+        texts
     }
 
     /// Adds the tokens that `tokenizer` lacks. A token that no vocabulary has gets the next free id, whatever id the files
@@ -198,11 +206,14 @@ fn token(value: &Value, special: bool) -> Result<AddedToken> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use super::{AddedTokens, TokenFiles};
     use crate::chat::conversation::{Conversation, Message};
     use crate::tokenization::special_tokens::tests::open;
     use crate::tokenization::tokenizer::Tokenizer;
     use crate::tokenization::tokenizer::tests::spell;
+    use crate::tokenization::tokenizer_class::TokenizerClass;
     use serde_json::{Value, json};
+    use std::collections::BTreeMap;
 
     const LLAMA: &str = "LlamaTokenizerFast";
     const AS_FILE: &str = "PreTrainedTokenizerFast";
@@ -290,6 +301,16 @@ mod tests {
         ] {
             assert_eq!(seen(class, config.clone(), map.clone()), expected, "{class} {config} {map}");
         }
+    }
+
+    #[test]
+    fn the_names_of_tokens_are_in_the_order_of_the_files() {
+        let config = json!({"pad_token": "</s>", "add_bos_token": true, "bos_token": "<s>", "x_token": null});
+        let map = json!({"eos_token": "</s>"});
+        let files = TokenFiles { config: &config, special_map: &map, added: &Value::Null, own: BTreeMap::new() };
+        let texts = AddedTokens::read(files, TokenizerClass::Llama).unwrap().texts_by_name();
+        let texts = serde_json::to_string(&texts).unwrap();
+        assert_eq!(texts, r#"{"pad_token":"</s>","bos_token":"<s>","eos_token":"</s>","unk_token":"<unk>"}"#);
     }
 
     #[test]
