@@ -195,9 +195,9 @@ pub fn is_commit_hash(text: &str) -> bool {
 
 /// Whether an address is at the host of an endpoint, with the same scheme and port.
 fn is_at(url: &str, endpoint: &str) -> bool {
-    let address = |url: &str| ureq::get(url).request_url();
+    let address = |url: &str| ureq::get(url).request_url().ok();
     match (address(url), address(endpoint)) {
-        (Ok(url), Ok(endpoint)) => url.as_url().origin() == endpoint.as_url().origin(),
+        (Some(url), Some(endpoint)) => url.as_url().origin() == endpoint.as_url().origin(),
         _ => false,
     }
 }
