@@ -195,11 +195,8 @@ pub fn is_commit_hash(text: &str) -> bool {
 
 /// Whether an address is at the host of an endpoint, with the same scheme and port.
 fn is_at(url: &str, endpoint: &str) -> bool {
-    let address = |url: &str| ureq::get(url).request_url().ok();
-    match (address(url), address(endpoint)) {
-        (Some(url), Some(endpoint)) => url.as_url().origin() == endpoint.as_url().origin(),
-        _ => false,
-    }
+    let origin = |url: &str| Some(ureq::get(url).request_url().ok()?.as_url().origin());
+    origin(url).is_some_and(|own| Some(own) == origin(endpoint))
 }
 
 /// The address of the next page in a `Link` header: `<https://...>; rel="next"`.
