@@ -45,7 +45,8 @@ impl FittedWeights {
         let weights = if shown.is_empty() { "no expert".to_owned() } else { format!("{}{more}", shown.join(" + ")) };
         match self.held_out {
             Some(HeldOutLosses { base, fitted, stderr }) => {
-                format!("{weights}; loss of held-out rows {fitted:.3}, with the base alone {base:.3} (±{stderr:.3})")
+                let error = stderr.map_or_else(String::new, |error| format!(" (±{error:.3})"));
+                format!("{weights}; loss of held-out rows {fitted:.3}, with the base alone {base:.3}{error}")
             }
             None => format!("{weights}; no rows were held out"),
         }

@@ -7,8 +7,8 @@ pub struct HeldOutLosses {
     pub base: f64,
     /// Their mean with the weights fitted to the others.
     pub fitted: f64,
-    /// The standard error of the difference.
-    pub stderr: f64,
+    /// The standard error of the difference; `None` for a single row.
+    pub stderr: Option<f64>,
 }
 
 impl HeldOutLosses {
@@ -22,7 +22,19 @@ impl HeldOutLosses {
         Self {
             base: mean(&mut base.iter().copied()),
             fitted: mean(&mut fitted.iter().copied()),
-            stderr: (squares / (n - 1.0).max(1.0) / n).sqrt(),
+            stderr: (differences.len() > 1).then(|| (squares / (n - 1.0) / n).sqrt()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_single_row_has_no_standard_error() {
+        let two = HeldOutLosses::of(&[2.0, 3.0], &[1.0, 1.0]);
+        assert_eq!(two, HeldOutLosses { base: 2.5, fitted: 1.0, stderr: Some(0.5) });
+        assert_eq!(HeldOutLosses::of(&[2.0], &[1.0]), HeldOutLosses { base: 2.0, fitted: 1.0, stderr: None });
     }
 }
