@@ -141,7 +141,7 @@ impl TableSpec {
     /// Reads a TOML.
     ///
     /// # Errors
-    /// If it is not a table, or names a row, column or paper that it does not have.
+    /// If it is not a table, names a row, column or paper that it does not have, or claims that a row is better than itself.
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).with_context(|| format!("{}: cannot be read", path.display()))?;
         Self::parse(&text).with_context(|| format!("{}: not a table", path.display()))
@@ -175,6 +175,9 @@ impl TableSpec {
         }
         for column in spec.claims.iter().filter_map(|claim| claim.column.as_deref()) {
             ensure!(columns.contains(&column), "there is no column `{column}`; the columns are {}", columns.join(", "));
+        }
+        for ClaimSpec { text, better, worse, .. } in &spec.claims {
+            ensure!(better != worse, "claim `{text}`: row `{better}` cannot be better than itself");
         }
         Ok(spec)
     }
@@ -216,12 +219,13 @@ mod tests {
         [[row]]\nlabel = 'base'\nresults = 'a'\nrouter = 'base'\n";
 
     #[test]
-    fn names_that_do_not_exist_are_refused() {
+    fn invalid_names_are_refused() {
         assert!(TableSpec::parse(TABLE).is_ok());
         let claim = |claim: &str| format!("{TABLE}[[claim]]\ntext = 'x'\n{claim}");
         for (text, expected) in [
             (claim("better = 'base'\nworse = 'bse'\n"), "no row `bse`"),
             (claim("better = 'base'\nworse = 'base'\ncolumn = 'acc'\n"), "no column `acc`"),
+            (claim("better = 'base'\nworse = 'base'\n"), "claim `x`: row `base` cannot be better than itself"),
             (format!("{TABLE}paper = {{ Phi = 1.0 }}\n"), "`Phi` is not among papers"),
             (format!("{TABLE}[[row]]\nlabel = 'base'\nresults = 'b'\nrouter = 'base'\n"), "two rows"),
             (format!("{TABLE}x = inf\n"), "`x` is not finite"),
