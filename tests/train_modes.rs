@@ -99,6 +99,8 @@ fn a_part_of_the_rows_without_validation_rows_is_announced() {
     fs::write(path("few.toml"), text).unwrap();
     let line = format!("train-experts --base pico --library {} --tasks {}", path("l"), path("few.toml"));
     let said = words(&format!("{line} --set max_steps=3 --random-examples 3")).ok().stderr;
+    let message = words(&format!("{line} --random-examples 13")).failed(1);
+    assert!(message.contains("--random-examples 13: expected at most 12, the number of training rows"), "{message}");
     let without: Vec<&str> = said.lines().filter(|line| line.contains("has no validation rows")).collect();
     assert_eq!(without.len(), 1, "{said}");
     assert!(without[0].contains("expert `examples_2`"), "{said}");

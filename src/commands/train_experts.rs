@@ -278,7 +278,7 @@ fn plans<'a>(args: &TrainExpertsArgs, tasks: &'a [Task], context: &CommandContex
         TrainMode { full: true, .. } => vec![TrainingPlan::new(FULL, tasks.iter().collect())],
         TrainMode { poly: Some(_), .. } => vec![TrainingPlan::new("poly", tasks.iter().collect())],
         TrainMode { mhr: Some(_), .. } => vec![TrainingPlan::new("mhr", tasks.iter().collect())],
-        TrainMode { random_examples: Some(parts), .. } => random_examples(tasks, parts.get()),
+        TrainMode { random_examples: Some(parts), .. } => random_examples(tasks, parts.get())?,
         _ => private(tasks),
     })
 }

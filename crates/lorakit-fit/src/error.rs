@@ -177,6 +177,14 @@ pub enum FitError {
     /// Too few tasks for the number of clusters.
     #[error("{0}")]
     TooFewTasks(String),
+    /// More parts than rows.
+    #[error("--random-examples {parts}: expected at most {rows}, the number of training rows")]
+    TooManyParts {
+        /// The number of parts.
+        parts: usize,
+        /// The number of rows.
+        rows: usize,
+    },
     /// Too few steps for two stages.
     #[error("--mbc: setting `{name}` is {found}; expected at least 2, since both stages need some")]
     TooFewSteps {

@@ -42,12 +42,19 @@ pub fn joint(tasks: &[Task]) -> TrainingPlan<'_> {
 
 /// `parts` experts, `examples_0` and so on, each on a random part of the rows of all tasks (RandExamples of
 /// <https://arxiv.org/abs/2405.11157>, Table 2).
-pub fn random_examples(tasks: &[Task], parts: usize) -> Vec<TrainingPlan<'_>> {
+///
+/// # Errors
+/// Where there are fewer rows than parts.
+pub fn random_examples(tasks: &[Task], parts: usize) -> Result<Vec<TrainingPlan<'_>>> {
+    let rows = tasks.iter().map(|task| task.count(Split::Train)).sum();
+    if parts > rows {
+        return Err(FitError::TooManyParts { parts, rows });
+    }
     let plan = |part| TrainingPlan {
         part: Some((part, parts)),
         ..TrainingPlan::new(format!("examples_{part}"), tasks.iter().collect())
     };
-    (0..parts).map(plan).collect()
+    Ok((0..parts).map(plan).collect())
 }
 
 /// An expert for each cluster. `place` names the source of the clusters in messages; `library` holds the experts that
