@@ -83,6 +83,41 @@ fn skills_do_not_replace_experts() {
 }
 
 #[test]
+fn adapt_tunes_the_chosen_experts_or_all_where_no_skill_is_left() {
+    let work = tempfile::tempdir().unwrap();
+    let path = |name: &str| work.path().join(name).display().to_string();
+    train(&work.path().join("l"), "--set max_steps=1").ok();
+    train(&work.path().join("l"), "--poly 2 --set max_steps=1").ok();
+    let adapt = |out: &str, options: &str| {
+        words(&format!(
+            "adapt --json --base pico --library {} --tasks suite:skills/shift_down1 --limit 2 {options} --out {} \
+             --set max_steps=1 --set batch_size=4",
+            path("l"),
+            path(out)
+        ))
+    };
+    let routing = |out: &str| -> Value {
+        let record = fs::read_to_string(path(&format!("{out}/experts/shift_down1/expert.json"))).unwrap();
+        serde_json::from_str::<Value>(&record).unwrap()["settings"]["routing"].clone()
+    };
+    adapt("skills", "--method poly_z --experts poly_0,poly_1,shift_up1").ok();
+    assert!(routing("skills").is_string(), "the skills are those of the routing");
+    for (out, experts) in [("others", "shift_up1,order_left"), ("some", "poly_1,shift_up1")] {
+        adapt(out, &format!("--method poly --experts {experts}")).ok();
+        assert!(routing(out).is_null(), "{out}");
+    }
+    let remove = |name: &str| words(&format!("library rm --library {} {name}", path("l"))).ok();
+    remove("poly_0");
+    let message = adapt("lost", "--method poly_z").failed(1);
+    assert!(message.contains("`poly_0` is no longer in the library"), "{message}");
+    remove("poly_1");
+    for method in ["poly", "poly_z"] {
+        adapt(method, &format!("--method {method}")).ok();
+        assert!(routing(method).is_null(), "{method}");
+    }
+}
+
+#[test]
 fn routings_refuse_other_skills() {
     let work = tempfile::tempdir().unwrap();
     let (library, other) = (work.path().join("l"), work.path().join("other"));

@@ -116,20 +116,27 @@ fn unused(scope: FitScope, settings: &TrainConfig, defaults: &TrainConfig) -> Ve
     changed.into_iter().filter_map(|(name, changed)| changed.then_some(name)).collect()
 }
 
-/// The skills of a library: those of its routing `poly`, where it has one, else all its experts.
-struct LibrarySkills(Vec<Adapter>);
+/// The skills of an open library: those of its routing `poly`, where they are open, else all its open experts.
+struct LibrarySkills {
+    adapters: Vec<Adapter>,
+    /// The SHA-256 of the routing, where the skills are its own.
+    routing: Option<String>,
+}
 
 impl LibrarySkills {
     /// The skills of an open library.
     ///
     /// # Errors
-    /// Where the routing's skills are not among its experts.
+    /// Where the routing cannot be read, or its skills have changed.
     fn of(opened: &OpenLibrary) -> Result<Self> {
-        let experts = &opened.experts;
+        let (library, experts) = (&opened.library, &opened.experts);
         let adapter = |name: &String| Ok(experts.experts()[experts.index(name)?].adapter.clone());
-        let names = routing_store::read(&opened.library, "poly")?.map(|routing| routing.skills);
-        let skills: Result<_> = names.as_deref().unwrap_or(experts.names()).iter().map(adapter).collect();
-        skills.map(Self)
+        let routing = if uses_routing(opened)? { routing_store::read(library, "poly")? } else { None };
+        let names = routing.as_ref().map_or(experts.names(), |routing| &routing.skills);
+        Ok(Self {
+            adapters: names.iter().map(adapter).collect::<Result<_>>()?,
+            routing: if routing.is_some() { library.router_sha256("poly")? } else { None },
+        })
     }
 
     /// The default settings of training, with the rank and scale of the skills.
@@ -137,8 +144,17 @@ impl LibrarySkills {
     /// # Errors
     /// Where their shapes differ.
     fn settings(&self) -> Result<TrainConfig> {
-        Ok(config_for_adapters(&self.0, &TrainConfig::default())?)
+        Ok(config_for_adapters(&self.adapters, &TrainConfig::default())?)
     }
+}
+
+/// Whether the skills are those of the routing `poly`: not where others were chosen, or where none of them is left. Where
+/// some are, reading the routing says which one is not.
+fn uses_routing(opened: &OpenLibrary) -> Result<bool> {
+    let (library, open) = (&opened.library, opened.experts.names());
+    let skills = routing_store::named_skills(library, "poly")?;
+    let found = skills.iter().filter(|skill| open.contains(skill)).count();
+    Ok(found > 0 && (found == skills.len() || open.len() == library.expert_names()?.len()))
 }
 
 impl SkillFit<'_> {
@@ -149,14 +165,14 @@ impl SkillFit<'_> {
         let mut identity = identity(context, method, opened, &job.train)?;
         identity["settings"] = settings.fingerprint_fields().into();
         // Which experts are skills, and in which order.
-        identity["routing"] = json!(opened.library.router_sha256("poly")?);
+        identity["routing"] = json!(self.skills.routing);
         let hash = sha256(identity.to_string().as_bytes());
         if let Some(record) = kept(context, library, name, &hash)? {
             context.reporter.status(&format!("{name}: finished before"));
             return Ok(record.losses.read()?);
         }
         let (base, routing) = (context.base, RoutingSpec { tasks: std::slice::from_ref(name), splits: 1 });
-        let stack = SkillStack::new(base, self.skills.0.clone(), routing, settings, seed)?;
+        let stack = SkillStack::new(base, self.skills.adapters.clone(), routing, settings, seed)?;
         context.reporter.status(&format!("{name}: fitting to {} rows", job.train.len()));
         let losses =
             json!({ "train": RoutingFit { base, config: settings, scope: tuned, seed }.fit(&stack, &job.train)? });

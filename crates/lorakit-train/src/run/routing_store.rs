@@ -84,6 +84,16 @@ pub fn record(library: &Library, name: &str) -> Result<Option<ExpertRecord>> {
     Ok(read_record(library, name)?.map(|record| record.origin.record))
 }
 
+/// The experts that a stored routing names as its skills, whether or not they have changed since; none if the library has
+/// none of that name.
+///
+/// # Errors
+/// If its record cannot be read.
+pub fn named_skills(library: &Library, name: &str) -> Result<Vec<String>> {
+    let experts = read_record(library, name)?.map(|record| record.experts).unwrap_or_default();
+    Ok(experts.into_iter().map(|skill| skill.name).collect())
+}
+
 /// Whether the library has experts that were trained as skills of a routing of that name.
 pub fn has_skills(library: &Library, name: &str) -> Result<bool> {
     let names = library.expert_names()?;
@@ -102,11 +112,9 @@ fn is_skill_of(name: &str, expert: &str) -> bool {
     number.is_some_and(|number| number.parse::<usize>().is_ok())
 }
 
-/// The experts that a stored routing names as its skills, whether or not they have changed since.
+/// The [`named_skills`] that a training of the routing wrote; none if the record cannot be read.
 pub(crate) fn recorded_skills(library: &Library, name: &str) -> Vec<String> {
-    let own = |skill: &String| is_skill_of(name, skill);
-    let record = read_record(library, name).ok().flatten();
-    record.into_iter().flat_map(|record| record.experts).map(|skill| skill.name).filter(own).collect()
+    named_skills(library, name).unwrap_or_default().into_iter().filter(|skill| is_skill_of(name, skill)).collect()
 }
 
 fn read_record(library: &Library, name: &str) -> Result<Option<RouterRecord<RoutingRecord>>> {
