@@ -388,8 +388,8 @@ fn files_that_are_not_what_their_names_say_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n";
     for (name, content, expected) in [
-        ("rows.parquet", &b"\xff\xfe\x00"[..], "does not begin with `PAR1`"),
-        ("rows.parquet.gz", &b"\xff\xfe\x00"[..], "does not begin with `PAR1`"),
+        ("rows.parquet", &b"\x80\xfe\x00"[..], "does not begin with `PAR1`"),
+        ("rows.parquet.gz", &b"\x80\xfe\x00"[..], "does not begin with `PAR1`"),
         ("rows.parquet", pointer.as_bytes(), "git lfs pull"),
         ("rows.jsonl", pointer.as_bytes(), "git lfs pull"),
     ] {
