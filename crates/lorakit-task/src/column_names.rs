@@ -132,6 +132,16 @@ const OUTPUTS: [&str; 13] = [
     "expected",
 ];
 
+/// Names that rows of two answers have for what is asked, the likeliest first.
+const QUESTIONS: [&str; 5] = ["question", "query", "problem", "user", "context"];
+
+/// A column that is what a row's answers answer, by its name, and its text.
+pub(crate) fn question(fields: &Map<String, Value>) -> Option<(&str, &str)> {
+    let named = |name: &&str| fields.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
+    let mut texts = QUESTIONS.iter().filter_map(named).filter_map(|(key, value)| Some((key.as_str(), value.as_str()?)));
+    texts.find(|(_, text)| !text.is_empty())
+}
+
 /// The `--columns` that would name the columns of a row: a guess for its error message.
 pub(crate) fn suggestion(fields: &Map<String, Value>) -> Option<String> {
     let given = || fields.iter().filter(|(_, value)| !value.is_null()).map(|(key, _)| key.as_str());

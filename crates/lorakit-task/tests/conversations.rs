@@ -175,9 +175,12 @@ fn replies_of_weight_0_carry_no_loss() {
     let tokenizer = with_loss(CHATML, LossTokens::Assistant);
     let (ask, reply) = (json!({"role": "user", "content": "a"}), json!({"role": "assistant", "content": "d"}));
     let unlearned = json!({"role": "assistant", "content": "b", "weight": 0});
-    let shown =
-        marked(&encode(json!({"messages": [ask, unlearned, ask, reply]}), &tokenizer, 999).unwrap(), &tokenizer);
-    assert!(shown.contains("b<|im_end|>") && !shown.contains("[b") && shown.contains("[d<|im_end|>]"), "{shown}");
+    for weight in [json!(0), json!("0"), json!(false)] {
+        let unlearned = json!({"role": "assistant", "content": "b", "weight": weight});
+        let row = json!({"messages": [ask, unlearned, ask, reply]});
+        let shown = marked(&encode(row, &tokenizer, 999).unwrap(), &tokenizer);
+        assert!(shown.contains("b<|im_end|>") && !shown.contains("[b") && shown.contains("[d<|im_end|>]"), "{shown}");
+    }
     let turn = |from: &str, weight: u32| json!({"from": from, "value": "x", "weight": weight});
     let turns = json!({"conversations": [turn("human", 1), turn("gpt", 0), turn("human", 1), turn("gpt", 1)]});
     let shown = marked(&encode(turns, &tokenizer, 999).unwrap(), &tokenizer);
@@ -372,8 +375,24 @@ fn nulls_within_tools_reach_the_template() {
 #[test]
 fn columns_of_system_texts_and_history_are_said_to_be_unused() {
     let row = |system: &str| json!({"instruction": "a", "output": "b", "system": system});
-    assert!(task(&[row("Be a pirate."), row("")]).warnings[0].contains("`system` and `history` are not used"));
+    assert!(task(&[row("Be a pirate."), row("")]).warnings[0].contains("column `system` is not used"));
     assert!(task(&[row(""), row("")]).warnings.is_empty());
+    // Messages have a place for them.
+    let [ask, reply] = [json!([{"role": "user", "content": "a"}]), json!([{"role": "assistant", "content": "b"}])];
+    let other = json!([{"role": "assistant", "content": "c"}]);
+    let messages = json!([ask[0], reply[0]]);
+    for row in [
+        json!({"messages": messages, "system": "S"}),
+        json!({"prompt": ask, "completion": reply, "system": "S"}),
+        json!({"prompt": "a", "chosen": reply, "rejected": other, "system": "S"}),
+    ] {
+        let task = task(&[row.clone(), row]);
+        assert_eq!(task.rows(Split::All, None).unwrap()[0].prompt, "system: S\nuser: a\n");
+        assert!(task.warnings.iter().all(|warning| !warning.contains("system")), "{:?}", task.warnings);
+    }
+    let row = json!({"prompt": "a", "chosen": "b", "rejected": "c", "system": "S"});
+    let warnings = task(&[row.clone(), row]).warnings;
+    assert!(warnings[0].contains("no preference") && warnings[1].contains("column `system` is not used"));
 }
 
 #[test]

@@ -243,10 +243,15 @@ fn undesired_completions_are_left_out() {
     let task = load(&path);
     let numbers: Vec<usize> = task.rows(Split::All, None).unwrap().iter().map(|row| row.number).collect();
     assert_eq!(numbers, [1, 3]);
-    let expected = "2 of 4 rows are left out: their `label` is false or 0, so that their completions are not desired";
+    let expected =
+        "2 of 4 rows are left out: their `label` or `kto_tag` is false or 0, so that their completions are not desired";
     assert_eq!(task.warnings, [expected]);
     fs::write(&path, row(2, "false")).unwrap();
-    assert!(message(&path).contains("no row is left: the `label` of each is false or 0"), "{}", message(&path));
+    assert!(
+        message(&path).contains("no row is left: the `label` or `kto_tag` of each is false or 0"),
+        "{}",
+        message(&path)
+    );
     // As numbers, and as CSV has them.
     fs::write(&path, [row(1, "1"), row(2, "0"), row(3, "0.0")].join("\n")).unwrap();
     assert_eq!(load(&path).count(Split::All), 1);
@@ -260,6 +265,26 @@ fn undesired_completions_are_left_out() {
     let csv = folder.path().join("kto.csv");
     fs::write(&csv, "prompt,completion,label\np1,c,True\np2,c,False\np3,c,false\n").unwrap();
     assert_eq!(load(&csv).count(Split::All), 1);
+    // LLaMA-Factory's name is one in rows of any format.
+    let ask = r#"{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}"#;
+    let turns = r#"{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}"#;
+    let [alpaca, chat, share] = [
+        r#"{"instruction": "a", "output": "b""#.to_owned(),
+        format!(r#"{{"messages": [{ask}]"#),
+        format!(r#"{{"conversations": [{turns}]"#),
+    ];
+    let count = |start: &str, name: &str, labels: [&str; 2]| {
+        fs::write(&path, labels.map(|label| format!("{start}, \"{name}\": {label}}}")).join("\n")).unwrap();
+        load(&path).count(Split::All)
+    };
+    let completion = r#"{"prompt": "a", "completion": " b""#;
+    for start in [&alpaca, &chat, &share, completion] {
+        assert_eq!(count(start, "kto_tag", ["true", "false"]), 1, "{start}");
+    }
+    let labels = [&alpaca, &chat, &share].map(|start| count(start, "label", ["true", "false"]));
+    assert_eq!((labels, count(&chat, "label", ["1", "0"])), ([2, 1, 1], 2));
+    fs::write(&path, [format!("{alpaca}, \"liked\": 1}}"), format!("{alpaca}, \"liked\": 0}}")].join("\n")).unwrap();
+    assert_eq!(load(&folder.path().join("named.toml")).count(Split::All), 1);
     fs::write(&path, row(2, "false")).unwrap();
     // A template reads them as it says.
     let toml = "rows = \"kto.jsonl\"\nprompt = \"{{ prompt }}\"\ntarget = \"{{ label }}\"";

@@ -52,6 +52,11 @@ impl Message {
         self
     }
 
+    /// The same message of another role.
+    pub(crate) fn with_role(self, role: &str) -> Message {
+        Message { role: role.to_owned(), ..self.with_field("role", role.into()) }
+    }
+
     /// A message as data files have it: an object with `role` and `content`. The content is a text, or a list of parts of
     /// text and of `thinking`; it may be missing where the message calls tools. Fields that are null are as if missing.
     ///
@@ -108,7 +113,12 @@ impl Message {
 
     /// Whether it is a reply that is not to be learned: OpenAI's format says so by a weight of 0.
     pub(crate) fn has_no_weight(&self) -> bool {
-        self.is_reply() && self.fields.get("weight").and_then(Value::as_f64) == Some(0.0)
+        let is_zero = |weight: &Value| match weight {
+            Value::Bool(weight) => !weight,
+            Value::String(weight) => weight.trim().parse() == Ok(0.0),
+            weight => weight.as_f64() == Some(0.0),
+        };
+        self.is_reply() && self.fields.get("weight").is_some_and(is_zero)
     }
 
     /// Puts a line before its text.

@@ -46,7 +46,7 @@ fn assemble(config: &TaskConfig, name: &str, path: &Path, data: Option<&Path>) -
 fn assemble_files(config: &TaskConfig, name: &str, path: &Path, files: Vec<(Option<Split>, DataFile)>) -> Result<Task> {
     let reader = RowReader::new(config)?;
     let split_seed = config.split_seed.unwrap_or(0);
-    let (mut rows, mut warnings, mut undesired) = (Vec::new(), Vec::new(), 0);
+    let (mut rows, mut warnings, mut undesired) = (Vec::<(Split, Row)>::new(), Vec::new(), 0);
     for (own, file) in &files {
         let place = || file.path.display().to_string();
         for row in read_rows(config, &reader, file).at(place)? {
@@ -60,8 +60,8 @@ fn assemble_files(config: &TaskConfig, name: &str, path: &Path, files: Vec<(Opti
         }
     }
     warnings.extend(left_out(undesired, rows.len()).at(|| path.display().to_string())?);
-    if let Some(warning) = rows.first().and_then(|(_, row): &(Split, Row)| reader.warning(&row.fields)) {
-        warnings.push(warning.to_owned());
+    if let Some((_, row)) = rows.first() {
+        warnings.extend(reader.warnings(&row.fields));
     }
     Ok(Task {
         name: name.into(),
@@ -94,10 +94,11 @@ fn left_out(undesired: usize, others: usize) -> Result<Option<String>> {
     match (undesired, others) {
         (0, _) => Ok(None),
         (_, 0) => Err(TaskError::Data(
-            "no row is left: the `label` of each is false or 0, so that its completion is not desired".to_owned(),
+            "no row is left: the `label` or `kto_tag` of each is false or 0, so that its completion is not desired"
+                .to_owned(),
         )),
         _ => Ok(Some(format!(
-            "{undesired} of {} rows are left out: their `label` is false or 0, so that their completions are not desired",
+            "{undesired} of {} rows are left out: their `label` or `kto_tag` is false or 0, so that their completions are not desired",
             undesired + others
         ))),
     }

@@ -16,7 +16,9 @@ pub(crate) struct Columns {
     written: Option<Map<String, Value>>,
     /// Whether the file fills objects up with nulls at any depth.
     null_padded: bool,
-    /// The columns that only the names of columns add.
+    /// The standard columns to which the names of columns give others of the file.
+    named: Vec<String>,
+    /// Those of them that the file lacks.
     added: Vec<String>,
 }
 
@@ -38,8 +40,9 @@ impl Columns {
             Ok(columns)
         };
         let written = row.written.map(completed).transpose()?;
-        let added = names.as_map().keys().filter(|name| !row.fields.contains_key(*name)).cloned().collect();
-        Ok(Columns { fields: completed(row.fields)?, written, null_padded: row.null_padded, added })
+        let named: Vec<String> = names.as_map().keys().cloned().collect();
+        let added = named.iter().filter(|name| !row.fields.contains_key(*name)).cloned().collect();
+        Ok(Columns { fields: completed(row.fields)?, written, null_padded: row.null_padded, named, added })
     }
 
     /// The columns of a row whose numbers are as serde_json writes them.
@@ -47,7 +50,7 @@ impl Columns {
     pub fn of(fields: &Value) -> Columns {
         let mut fields = fields.as_object().cloned().unwrap_or_default();
         fields.entry("instruction").or_insert_with(|| "".into());
-        Columns { fields, written: None, null_padded: false, added: Vec::new() }
+        Columns { fields, written: None, null_padded: false, named: Vec::new(), added: Vec::new() }
     }
 
     /// The same columns of a file that fills objects up with nulls.
@@ -59,6 +62,11 @@ impl Columns {
     /// Whether nulls within the columns may be those with which the file fills objects up, and not the row's own.
     pub fn is_null_padded(&self) -> bool {
         self.null_padded
+    }
+
+    /// Whether the user says which column of the file stands for a standard one.
+    pub fn is_named(&self, column: &str) -> bool {
+        self.named.iter().any(|name| name == column)
     }
 
     /// All columns, for templates.
@@ -107,7 +115,15 @@ impl Columns {
     /// The error for a column that the row lacks.
     pub fn missing(&self, column: &str) -> TaskError {
         let suggested = || suggestion(&self.fields).map(|names| format!("Try --columns {names}. "));
-        let formats = misspelled(&self.added, column).or_else(suggested).unwrap_or_default();
+        self.missing_with(column, misspelled(&self.added, column).or_else(suggested).unwrap_or_default())
+    }
+
+    /// The error for a column that the row lacks, whose place `own` may take.
+    pub fn missing_but(&self, column: &str, own: &str) -> TaskError {
+        self.missing_with(column, format!("Try --columns {column}={own}. "))
+    }
+
+    fn missing_with(&self, column: &str, formats: String) -> TaskError {
         let present = self.listed(|name| self.added.iter().all(|added| added != name));
         TaskError::MissingColumn { column: column.to_string(), present, formats }
     }

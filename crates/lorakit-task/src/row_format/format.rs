@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::row::{Answer, RowKind};
 use crate::row_format::columns::Columns;
 
-/// The `label` of a row of KTO, in TRL's words.
+/// The label of a row of KTO, in TRL's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum KtoLabel {
     /// The completion is learned.
@@ -15,6 +15,32 @@ pub(crate) enum KtoLabel {
     Undesirable,
     /// No label of KTO, such as a class.
     Other,
+}
+
+impl KtoLabel {
+    /// KTO's rows have true or false, or 1 or 0, of which CSV has the texts.
+    pub fn of(value: &Value) -> Option<KtoLabel> {
+        match value {
+            Value::Bool(true) => Some(KtoLabel::Desirable),
+            Value::Bool(false) => Some(KtoLabel::Undesirable),
+            Value::Number(label) => Some(KtoLabel::of_number(label.as_f64())),
+            Value::String(label) => match label.trim().to_lowercase().as_str() {
+                "" => None,
+                "true" => Some(KtoLabel::Desirable),
+                "false" => Some(KtoLabel::Undesirable),
+                text => Some(KtoLabel::of_number(text.parse().ok())),
+            },
+            _ => Some(KtoLabel::Other),
+        }
+    }
+
+    fn of_number(number: Option<f64>) -> KtoLabel {
+        match number {
+            Some(1.0) => KtoLabel::Desirable,
+            Some(0.0) => KtoLabel::Undesirable,
+            _ => KtoLabel::Other,
+        }
+    }
 }
 
 /// A known set of columns, and what they mean. A task TOML can replace either half by templates.
@@ -39,17 +65,28 @@ pub(crate) trait RowFormat: Sync {
         None
     }
 
-    /// The row's label of KTO, if it has one.
+    /// The row's label of KTO in `label`, if that is what it means in such rows.
     fn kto_label(&self, _: &Columns) -> Option<KtoLabel> {
         None
     }
 
-    /// What of such rows is not used, as a sentence.
-    fn warning(&self, columns: &Columns) -> Option<&'static str> {
+    /// What of such rows is not used, as sentences.
+    fn warnings(&self, columns: &Columns) -> Vec<String> {
+        self.unused_columns(columns).into_iter().collect()
+    }
+
+    /// That columns which other formats have are not used, as a sentence.
+    fn unused_columns(&self, columns: &Columns) -> Option<String> {
         let is_filled =
             |name: &str| columns.get(name).is_some_and(|value| !matches!(value, Value::Null) && value != "");
-        ["system", "history"].iter().any(|name| is_filled(name)).then_some(
-            "columns `system` and `history` are not used; rows of `messages` have system messages and earlier turns",
-        )
+        let is_conversation = || matches!(self.kind(columns), Ok(RowKind::Conversation(_)));
+        let system = is_filled("system") && !is_conversation();
+        let unused = match (system, is_filled("history")) {
+            (false, false) => return None,
+            (true, false) => "column `system` is",
+            (false, true) => "column `history` is",
+            (true, true) => "columns `system` and `history` are",
+        };
+        Some(format!("{unused} not used; rows of `messages` have system messages and earlier turns"))
     }
 }

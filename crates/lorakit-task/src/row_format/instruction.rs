@@ -44,6 +44,11 @@ pub(crate) fn kind(columns: &Columns) -> Result<RowKind> {
     Ok(RowKind::Plain { instruction, input })
 }
 
+/// Whether there is an instruction or an input that is not empty.
+pub(crate) fn is_given(columns: &Columns) -> bool {
+    ["instruction", "input"].iter().any(|name| columns.get(name).is_some_and(|value| value != ""))
+}
+
 fn instruction_and_input(columns: &Columns) -> Result<[String; 2]> {
     let instruction = json_value::text(columns.require("instruction")?).at(|| "`instruction`")?;
     let input = match columns.get("input") {

@@ -2,14 +2,16 @@
 
 use serde_json::Value;
 
-use crate::chat::conversation::{Conversation, Message};
+use crate::chat::conversation::{Conversation, Message, SYSTEM};
 use crate::error::{At, Result, TaskError};
 use crate::json_value;
 use crate::row::{Answer, RowKind};
 use crate::row_format::columns::Columns;
-use crate::row_format::format::RowFormat;
+use crate::row_format::format::{KtoLabel, RowFormat};
+use crate::row_format::message;
+use crate::source::source_value::SourceValue;
 
-/// `messages`, a list of objects with `role` and `content`; optionally `tools`.
+/// `messages`, a list of objects with `role` and `content`; optionally `system` and `tools`.
 pub(crate) struct Messages;
 
 impl RowFormat for Messages {
@@ -22,31 +24,61 @@ impl RowFormat for Messages {
     }
 
     fn prompt(&self, columns: &Columns) -> Result<String> {
-        Ok(prompt(&conversation(columns)?))
+        Ok(prompt(&conversation(columns, "messages")?))
     }
 
     fn answer(&self, columns: &Columns) -> Result<Answer> {
-        answer(&conversation(columns)?)
+        answer(&conversation(columns, "messages")?)
     }
 
     fn kind(&self, columns: &Columns) -> Result<RowKind> {
-        Ok(RowKind::Conversation(conversation(columns)?))
+        Ok(RowKind::Conversation(conversation(columns, "messages")?))
+    }
+
+    fn kto_label(&self, columns: &Columns) -> Option<KtoLabel> {
+        kto_label(columns)
     }
 }
 
-fn conversation(columns: &Columns) -> Result<Conversation> {
+/// The conversation of a column, with the row's `system` and `tools`.
+pub(crate) fn conversation(columns: &Columns, column: &str) -> Result<Conversation> {
     // Not as numbers are written: the template receives JSON.
-    let messages = columns.as_map().get("messages").ok_or_else(|| columns.missing("messages"))?;
-    with_tools(Conversation::new(read(messages, "messages")?), columns)
+    let messages = columns.as_map().get(column).ok_or_else(|| columns.missing(column))?;
+    with_tools(with_system(Conversation::new(read(messages, column)?), columns), columns)
 }
 
-/// The messages of a column.
+/// The messages of a column, a list or its JSON text.
 pub(crate) fn read(value: &Value, column: &str) -> Result<Vec<Message>> {
+    if let Some(list) = list_of_text(value) {
+        return read(&list, column);
+    }
     let Value::Array(messages) = value else {
         return Err(TaskError::value("a list of messages", json_value::kind(value)).at(format!("`{column}`")));
     };
-    let read = |(i, message)| Message::read(message).at(|| format!("`{column}`: message {}", i + 1));
+    let read = |(i, value)| message::read(value).at(|| format!("`{column}`: message {}", i + 1));
     messages.iter().enumerate().map(read).collect()
+}
+
+fn list_of_text(value: &Value) -> Option<Value> {
+    let text = value.as_str().filter(|text| text.trim_start().starts_with('['))?;
+    SourceValue::parse(text).ok().map(|parsed| parsed.value).filter(Value::is_array)
+}
+
+/// The conversation with the row's `system` before it, unless it begins with a system message.
+pub(crate) fn with_system(mut conversation: Conversation, columns: &Columns) -> Conversation {
+    if let Some(Value::String(system)) = columns.get("system")
+        && !system.is_empty()
+        && conversation.messages.first().is_none_or(|first| first.role != SYSTEM)
+    {
+        conversation.messages.insert(0, Message::new(SYSTEM, system));
+        conversation.given += usize::from(conversation.given > 0);
+    }
+    conversation
+}
+
+/// The label of KTO of a conversation: true or false. A number is a class.
+pub(crate) fn kto_label(columns: &Columns) -> Option<KtoLabel> {
+    columns.get("label").filter(|label| label.is_boolean()).and_then(KtoLabel::of)
 }
 
 /// The conversation with the row's `tools`, both without the nulls with which the file fills objects up: templates ask
@@ -57,7 +89,10 @@ pub(crate) fn with_tools(conversation: Conversation, columns: &Columns) -> Resul
         return conversation.with_tools(tools);
     }
     let tools = tools.map(json_value::without_nulls);
-    conversation.without_nested_nulls().with_tools(tools.as_ref())
+    // The nulls of a text of JSON are its own.
+    let is_text = ["messages", "conversations"].iter().any(|name| columns.get(name).is_some_and(Value::is_string));
+    let conversation = if is_text { conversation } else { conversation.without_nested_nulls() };
+    conversation.with_tools(tools.as_ref())
 }
 
 /// The messages before the last reply, for display.
@@ -68,13 +103,22 @@ pub(crate) fn prompt(conversation: &Conversation) -> String {
 
 /// The last reply.
 pub(crate) fn answer(conversation: &Conversation) -> Result<Answer> {
-    let last = conversation.last_reply().ok_or_else(|| no_reply("the conversation"))?;
+    let last = conversation.last_reply().ok_or_else(|| no_reply("the conversation", &conversation.messages))?;
     Ok(Answer::Text(vec![conversation.messages[last].content.clone()]))
 }
 
 /// The error for messages without a reply.
-pub(crate) fn no_reply(place: &str) -> TaskError {
-    TaskError::Row(format!("{place} has no message of the role `assistant`, so there is no reply to learn"))
+pub(crate) fn no_reply(place: &str, messages: &[Message]) -> TaskError {
+    let mut roles: Vec<String> = Vec::new();
+    for message in messages {
+        let role = format!("`{}`", message.role);
+        if !roles.contains(&role) {
+            roles.push(role);
+        }
+    }
+    let found =
+        if roles.is_empty() { "there is none at all".to_owned() } else { format!("it has {}", roles.join(", ")) };
+    TaskError::Row(format!("{place} has no message of the role `assistant`, so there is no reply to learn; {found}"))
 }
 
 #[cfg(test)]
@@ -111,7 +155,7 @@ mod tests {
             "tools": tools(json!({"x": {"type": "int", "default": null}, "w": null}))});
         let filled = json!({"messages": messages(json!({"type": "text", "text": "a"}), json!({"x": {"y": 1}})),
             "tools": tools(json!({"x": {"type": "int"}}))});
-        let read = |columns: &Columns| conversation(columns).unwrap();
+        let read = |columns: &Columns| conversation(columns, "messages").unwrap();
         assert_eq!(read(&Columns::of_null_padded(&row)), read(&Columns::of(&filled)));
         assert_eq!(read(&Columns::of(&row)).tools.as_ref(), row.get("tools"));
         let reply = read(&Columns::of(&row)).messages[1].fields(true);

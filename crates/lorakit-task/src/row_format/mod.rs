@@ -8,6 +8,7 @@ pub(crate) mod columns;
 pub(crate) mod format;
 pub(crate) mod instruction;
 pub(crate) mod known_formats;
+pub(crate) mod message;
 pub(crate) mod messages;
 pub(crate) mod multiple_choice;
 pub(crate) mod preference;

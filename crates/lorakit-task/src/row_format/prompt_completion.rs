@@ -38,28 +38,8 @@ impl RowFormat for PromptCompletion {
         Some("")
     }
 
-    /// KTO's rows have true or false, or 1 or 0, of which CSV has the texts.
     fn kto_label(&self, columns: &Columns) -> Option<KtoLabel> {
-        match columns.get("label")? {
-            Value::Bool(true) => Some(KtoLabel::Desirable),
-            Value::Bool(false) => Some(KtoLabel::Undesirable),
-            Value::Number(label) => Some(label_of_number(label.as_f64())),
-            Value::String(label) => match label.trim().to_lowercase().as_str() {
-                "" => None,
-                "true" => Some(KtoLabel::Desirable),
-                "false" => Some(KtoLabel::Undesirable),
-                text => Some(label_of_number(text.parse().ok())),
-            },
-            _ => Some(KtoLabel::Other),
-        }
-    }
-}
-
-fn label_of_number(number: Option<f64>) -> KtoLabel {
-    match number {
-        Some(1.0) => KtoLabel::Desirable,
-        Some(0.0) => KtoLabel::Undesirable,
-        _ => KtoLabel::Other,
+        columns.get("label").and_then(KtoLabel::of)
     }
 }
 
@@ -79,7 +59,8 @@ impl Pair {
                 let mut all = messages::read(prompt, "prompt")?;
                 let given = all.len();
                 all.extend(messages::read(next, following)?);
-                Ok(Pair::Messages(Conversation { given, ..Conversation::new(all) }))
+                let conversation = Conversation { given, ..Conversation::new(all) };
+                Ok(Pair::Messages(messages::with_system(conversation, columns)))
             }
             _ => Err(TaskError::Row(format!(
                 "`prompt` is {} and `{following}` is {}; expected two texts, or two lists of messages",
@@ -101,7 +82,7 @@ impl Pair {
         match self {
             Pair::Texts(_, next) => Ok(Answer::Text(vec![next.clone()])),
             Pair::Messages(conversation) if conversation.last_reply().is_some_and(|last| last < conversation.given) => {
-                Err(messages::no_reply(&format!("`{following}`")))
+                Err(messages::no_reply(&format!("`{following}`"), &conversation.messages[conversation.given..]))
             }
             Pair::Messages(conversation) => messages::answer(conversation),
         }

@@ -14,6 +14,9 @@ use crate::row_format::multiple_choice::{choice_texts, choices_answer};
 use crate::row_format::template::{Template, TemplateSet, require_braces};
 use crate::source::document::SourceRow;
 
+/// LLaMA-Factory's column of labels of KTO, in rows of any format.
+const KTO_TAG: &str = "kto_tag";
+
 /// Reads the rows of one task.
 pub(crate) struct RowReader {
     columns: ColumnNames,
@@ -63,11 +66,15 @@ impl RowReader {
     pub fn undesired(&self, rows: &[SourceRow<'_>]) -> Vec<bool> {
         let is_named = self.columns.as_map().contains_key("label");
         let label = |row: &SourceRow<'_>| {
-            if self.has_templates() || !(is_named || row.fields.contains_key("label")) {
+            if self.has_templates()
+                || !(is_named || ["label", KTO_TAG].iter().any(|name| row.fields.contains_key(*name)))
+            {
                 return None;
             }
             let columns = Columns::new(*row, &self.columns, None).ok()?;
-            format_of(&columns).kto_label(&columns)
+            let named = || columns.get("label").filter(|_| is_named).and_then(KtoLabel::of);
+            let tagged = columns.get(KTO_TAG).and_then(KtoLabel::of);
+            tagged.or_else(named).or_else(|| format_of(&columns).kto_label(&columns))
         };
         let labels: Vec<Option<KtoLabel>> = rows.iter().map(label).collect();
         let is_known = !labels.contains(&Some(KtoLabel::Other));
@@ -88,11 +95,13 @@ impl RowReader {
         Ok(Row { number, fields: row.fields.clone(), kind, prompt, delimiter, answer })
     }
 
-    /// What of such rows is not used, as a sentence.
-    pub fn warning(&self, fields: &Map<String, Value>) -> Option<&'static str> {
-        let columns =
-            Columns::new(SourceRow { fields, written: None, null_padded: false }, &self.columns, None).ok()?;
-        format_of(&columns).warning(&columns).filter(|_| !self.has_templates())
+    /// What of such rows is not used, as sentences.
+    pub fn warnings(&self, fields: &Map<String, Value>) -> Vec<String> {
+        let row = SourceRow { fields, written: None, null_padded: false };
+        match Columns::new(row, &self.columns, None) {
+            Ok(columns) if !self.has_templates() => format_of(&columns).warnings(&columns),
+            _ => Vec::new(),
+        }
     }
 
     fn has_templates(&self) -> bool {

@@ -1,37 +1,14 @@
 //! Rows of `conversations`, as ShareGPT, FastChat and LLaMA-Factory have them.
 
-use serde_json::{Value, json};
-
-use crate::chat::conversation::{ASSISTANT, Conversation, Message, SYSTEM, USER};
-use crate::error::{At, Result, TaskError};
-use crate::json_value;
+use crate::chat::conversation::Conversation;
+use crate::error::Result;
 use crate::row::{Answer, RowKind};
 use crate::row_format::columns::Columns;
-use crate::row_format::format::RowFormat;
+use crate::row_format::format::{KtoLabel, RowFormat};
 use crate::row_format::messages;
 
 /// `conversations`, a list of objects with `from` and `value`; optionally `system` and `tools`.
 pub(crate) struct ShareGpt;
-
-/// LLaMA-Factory's name for replies that call functions.
-const FUNCTION_CALL: &str = "function_call";
-
-/// What `from` may be, with the role it stands for.
-const ROLES: [(&str, &str); 13] = [
-    ("human", USER),
-    ("user", USER),
-    ("gpt", ASSISTANT),
-    ("chatgpt", ASSISTANT),
-    ("assistant", ASSISTANT),
-    ("model", ASSISTANT),
-    ("bot", ASSISTANT),
-    ("bing", ASSISTANT),
-    ("bard", ASSISTANT),
-    (FUNCTION_CALL, ASSISTANT),
-    ("system", SYSTEM),
-    ("tool", "tool"),
-    ("observation", "tool"),
-];
 
 impl RowFormat for ShareGpt {
     fn columns(&self) -> &'static str {
@@ -50,74 +27,25 @@ impl RowFormat for ShareGpt {
         messages::answer(&conversation(columns)?)
     }
 
-    fn warning(&self, _: &Columns) -> Option<&'static str> {
-        None
-    }
-
     fn kind(&self, columns: &Columns) -> Result<RowKind> {
         Ok(RowKind::Conversation(conversation(columns)?))
+    }
+
+    fn kto_label(&self, columns: &Columns) -> Option<KtoLabel> {
+        messages::kto_label(columns)
     }
 }
 
 fn conversation(columns: &Columns) -> Result<Conversation> {
-    // Not as numbers are written: the template receives JSON.
-    let value = columns.as_map().get("conversations").ok_or_else(|| columns.missing("conversations"))?;
-    let Value::Array(turns) = value else {
-        return Err(TaskError::value("a list of messages", json_value::kind(value)).at("`conversations`"));
-    };
-    let read = |(i, turn)| message(turn).at(|| format!("`conversations`: message {}", i + 1));
-    let mut read = turns.iter().enumerate().map(read).collect::<Result<Vec<_>>>()?;
-    if let Some(Value::String(system)) = columns.get("system")
-        && !system.is_empty()
-        && read.first().is_none_or(|first| first.role != SYSTEM)
-    {
-        read.insert(0, Message::new(SYSTEM, system));
-    }
-    messages::with_tools(Conversation::new(read), columns)
-}
-
-fn message(turn: &Value) -> Result<Message> {
-    if turn.get("role").is_some_and(|role| !role.is_null()) {
-        return Message::read(turn);
-    }
-    let field = |key: &str| {
-        turn.get(key).and_then(Value::as_str).ok_or_else(|| {
-            let found = turn.as_object().map_or_else(|| json_value::kind(turn).to_owned(), json_value::keys);
-            TaskError::value("an object with the texts `from` and `value`", found)
-        })
-    };
-    let (from, value) = (field("from")?, field("value")?);
-    let role = ROLES.iter().find(|(name, _)| *name == from).ok_or_else(|| TaskError::UnknownName {
-        what: "role in `from`",
-        name: from.to_owned(),
-        known: ROLES.map(|(name, _)| name).join(", "),
-    })?;
-    let message = match tool_calls(value).filter(|_| from == FUNCTION_CALL) {
-        Some(calls) => Message::new(role.1, "").with_field("tool_calls", calls),
-        None => Message::new(role.1, value),
-    };
-    Ok(match turn.get("weight") {
-        Some(weight) => message.with_field("weight", weight.clone()),
-        None => message,
-    })
-}
-
-/// The calls of a text of JSON, `{"name": ..., "arguments": ...}` or a list of these, as templates receive them; None if it
-/// is something else.
-fn tool_calls(text: &str) -> Option<Value> {
-    let calls = match serde_json::from_str(text).ok()? {
-        Value::Array(calls) => calls,
-        call => vec![call],
-    };
-    let is_call = |call: &Value| call.get("name").is_some_and(Value::is_string) && call.get("arguments").is_some();
-    let are_calls = !calls.is_empty() && calls.iter().all(is_call);
-    are_calls.then(|| calls.into_iter().map(|call| json!({"type": "function", "function": call})).collect())
+    messages::conversation(columns, "conversations")
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::chat::conversation::{ASSISTANT, SYSTEM, USER};
+    use serde_json::{Value, json};
 
     fn roles(fields: Value) -> Result<Vec<(String, String)>> {
         let RowKind::Conversation(read) = ShareGpt.kind(&Columns::of(&fields))? else { unreachable!() };
