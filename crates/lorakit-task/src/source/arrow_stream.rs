@@ -86,6 +86,12 @@ fn take(bytes: &[u8], length: i64) -> Result<(&[u8], &[u8])> {
 }
 
 fn ensure_buffers(batch: RecordBatch<'_>, schema: &Schema, body: &[u8]) -> Result<()> {
+    if let Some(compression) = batch.compression() {
+        let name = compression.codec().variant_name().unwrap_or("unknown");
+        return Err(TaskError::Data(format!(
+            "an Arrow stream compressed by {name}, which is not read; write it without compression, or as Parquet"
+        )));
+    }
     let mut widths = Vec::new();
     let known = schema.fields().iter().all(|field| offset_widths(field.data_type(), &mut widths));
     for (i, buffer) in batch.buffers().iter().flat_map(|buffers| buffers.iter()).enumerate() {

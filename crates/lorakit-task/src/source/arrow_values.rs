@@ -4,7 +4,7 @@ use arrow_array::cast::AsArray;
 use arrow_array::temporal_conversions as temporal;
 use arrow_array::types::*;
 use arrow_array::{Array, ArrayRef, RecordBatch};
-use arrow_schema::{DataType, TimeUnit};
+use arrow_schema::{DataType, Field, TimeUnit};
 use chrono::{NaiveDateTime, NaiveTime, Timelike};
 use serde_json::{Map, Number, Value};
 
@@ -20,11 +20,42 @@ pub(crate) fn append_rows(batch: &RecordBatch, budget: &mut SizeBudget, rows: &m
         let mut fields = Map::new();
         for (field, column) in schema.fields().iter().zip(batch.columns()) {
             let value = value(column, row, budget).at(|| format!("column `{}`", field.name()))?;
+            let value = value.map(|value| if is_json(field) { of_column(field.name(), value) } else { value });
             fields.extend(value.map(|value| (field.name().clone(), value)));
         }
         rows.push(SourceValue { null_padded: true, ..SourceValue::from(Value::Object(fields)) });
     }
     Ok(())
+}
+
+/// What marks texts of JSON, which `datasets` writes for values of mixed types, in Arrow and by the Parquet reader.
+const EXTENSION: (&str, &str) = ("ARROW:extension:name", "arrow.json");
+
+fn is_json(field: &Field) -> bool {
+    field.metadata().get(EXTENSION.0).is_some_and(|name| name == EXTENSION.1)
+}
+
+/// What a text of JSON says; a text that is not JSON is itself.
+fn of_json(value: Value) -> Value {
+    let parsed = value.as_str().and_then(|text| SourceValue::parse(text).ok());
+    parsed.map_or(value, |parsed| parsed.value)
+}
+
+/// The columns that may be messages or texts.
+const ANSWERS: [&str; 4] = ["prompt", "completion", "chosen", "rejected"];
+
+/// A column of JSON: messages are read, and other values are texts as they stand, such as an answer in JSON. Columns that
+/// are never texts are parsed where they are read.
+fn of_column(name: &str, value: Value) -> Value {
+    if !ANSWERS.contains(&name) {
+        return value;
+    }
+    let is_message = |value: &Value| value.get("role").or_else(|| value.get("from")).is_some_and(Value::is_string);
+    match of_json(value.clone()) {
+        Value::Array(items) if !items.is_empty() && items.iter().all(is_message) => Value::Array(items),
+        message if is_message(&message) => message,
+        _ => value,
+    }
 }
 
 /// The value at `row` of a column; None for bytes that are no text, such as an image, which no row format or template reads.
@@ -44,9 +75,9 @@ fn value(column: &dyn Array, row: usize, budget: &mut SizeBudget) -> Result<Opti
                 false => Err(TaskError::Data("a dictionary key has no value".to_string())),
             }
         }
-        DataType::List(_) => list(&column.as_list::<i32>().value(row), budget).map(Some),
-        DataType::LargeList(_) => list(&column.as_list::<i64>().value(row), budget).map(Some),
-        DataType::FixedSizeList(_, _) => list(&column.as_fixed_size_list().value(row), budget).map(Some),
+        DataType::List(item) => list(item, &column.as_list::<i32>().value(row), budget).map(Some),
+        DataType::LargeList(item) => list(item, &column.as_list::<i64>().value(row), budget).map(Some),
+        DataType::FixedSizeList(item, _) => list(item, &column.as_fixed_size_list().value(row), budget).map(Some),
         DataType::Struct(_) => object(column, row, budget).map(Some),
         DataType::Map(_, _) => map(column, row, budget).map(Some),
         kind if kind.is_numeric() => number(column, row).map(Some),
@@ -55,9 +86,15 @@ fn value(column: &dyn Array, row: usize, budget: &mut SizeBudget) -> Result<Opti
     }
 }
 
-fn list(items: &ArrayRef, budget: &mut SizeBudget) -> Result<Value> {
+/// The value of a field within another: a text of JSON is what it says.
+fn nested(field: &Field, values: &dyn Array, row: usize, budget: &mut SizeBudget) -> Result<Option<Value>> {
+    let value = value(values, row, budget)?;
+    Ok(if is_json(field) { value.map(of_json) } else { value })
+}
+
+fn list(field: &Field, items: &ArrayRef, budget: &mut SizeBudget) -> Result<Value> {
     // A list keeps the places of the others.
-    let item = |item| -> Result<Value> { Ok(value(items, item, budget)?.unwrap_or_default()) };
+    let item = |item| -> Result<Value> { Ok(nested(field, items, item, budget)?.unwrap_or_default()) };
     (0..items.len()).map(item).collect::<Result<Vec<_>>>().map(Value::Array)
 }
 
@@ -66,7 +103,7 @@ fn object(column: &dyn Array, row: usize, budget: &mut SizeBudget) -> Result<Val
     let mut fields = Map::new();
     for (field, values) in column.fields().iter().zip(column.columns()) {
         budget.spend(field.name().len())?;
-        let value = value(values, row, budget).at(|| format!("`{}`", field.name()))?;
+        let value = nested(field, values, row, budget).at(|| format!("`{}`", field.name()))?;
         fields.extend(value.map(|value| (field.name().clone(), value)));
     }
     Ok(Value::Object(fields))
@@ -75,7 +112,7 @@ fn object(column: &dyn Array, row: usize, budget: &mut SizeBudget) -> Result<Val
 /// A map as an object, whatever its keys are.
 fn map(column: &dyn Array, row: usize, budget: &mut SizeBudget) -> Result<Value> {
     let entries = column.as_map().value(row);
-    let [keys, values] = entries.columns() else {
+    let ([keys, values], [_, field]) = (entries.columns(), entries.fields().as_ref()) else {
         return Err(TaskError::Data("a map without keys and values".to_string()));
     };
     let mut fields = Map::new();
@@ -85,7 +122,7 @@ fn map(column: &dyn Array, row: usize, budget: &mut SizeBudget) -> Result<Value>
             Some(other) => other.to_string(),
             None => continue,
         };
-        fields.extend(value(values, entry, budget)?.map(|value| (key, value)));
+        fields.extend(nested(field, values, entry, budget)?.map(|value| (key, value)));
     }
     Ok(Value::Object(fields))
 }
@@ -197,8 +234,9 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use arrow_array::{BinaryArray, StringArray, StructArray};
-    use arrow_schema::Field;
+    use arrow_schema::{Field, Schema};
     use serde_json::json;
+    use std::collections::HashMap;
     use std::sync::Arc;
 
     /// As `datasets` keeps images.
@@ -223,5 +261,24 @@ mod tests {
         let read = document.rows(None).unwrap();
         let names = crate::column_names::ColumnNames::default();
         assert!(crate::row_format::columns::Columns::new(read[0], &names, None).unwrap().is_null_padded());
+    }
+
+    /// As `datasets` keeps values of mixed types.
+    #[test]
+    fn nested_texts_of_json_are_what_they_say() {
+        let text: ArrayRef = Arc::new(StringArray::from(vec![r#"{"city": "Rome", "n": null}"#]));
+        let metadata = HashMap::from([(EXTENSION.0.to_owned(), EXTENSION.1.to_owned())]);
+        let json = |name: &str| Field::new(name, DataType::Utf8, true).with_metadata(metadata.clone());
+        let call = StructArray::from(vec![(Arc::new(json("arguments")), text.clone())]);
+        let messages: ArrayRef = Arc::new(StringArray::from(vec![r#"[{"role": "user", "content": "a"}]"#]));
+        let fields =
+            [Field::new("call", call.data_type().clone(), true), json("output"), json("prompt"), json("chosen")];
+        let columns: Vec<ArrayRef> = vec![Arc::new(call), text.clone(), messages, text];
+        let batch = RecordBatch::try_new(Arc::new(Schema::new(fields.to_vec())), columns).unwrap();
+        let mut rows = Vec::new();
+        append_rows(&batch, &mut SizeBudget::of_file(1), &mut rows).unwrap();
+        let expected = json!({"call": {"arguments": {"city": "Rome", "n": null}}, "output": r#"{"city": "Rome", "n": null}"#,
+            "prompt": [{"role": "user", "content": "a"}], "chosen": r#"{"city": "Rome", "n": null}"#});
+        assert_eq!(rows[0].value, expected);
     }
 }
