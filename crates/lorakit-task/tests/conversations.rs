@@ -215,6 +215,10 @@ fn calls_of_functions_are_replies() {
     let unaware = Some("{% for m in messages %}{{ m.content }}</s>{% endfor %}");
     let error = encode(turns(call), &self::tokenizer(unaware), 999).unwrap_err();
     assert!(format!("{:#}", anyhow::Error::from(error)).contains("does not render `tool_calls`"));
+    // The function's name is elsewhere.
+    let named = r#"{"name": "a", "arguments": {"x": 1}}"#;
+    let error = encode(turns(named), &self::tokenizer(unaware), 999).unwrap_err();
+    assert!(format!("{:#}", anyhow::Error::from(error)).contains("does not render `tool_calls`"));
     // Of replies that are not learned nothing need be left.
     let last = RowEncoding { loss: LossTokens::Last, ..RowEncoding::default() };
     assert!(encode(turns(call), &self::tokenizer(unaware).with_encoding(last), 999).is_ok());

@@ -195,12 +195,28 @@ impl Conversation {
         self.messages.iter().rposition(Message::is_reply)
     }
 
-    /// A function that a reply to be learned calls, one without text and from the message `first` on, and whose name is not
-    /// in the rendered conversation.
-    pub(crate) fn left_out_call<'c>(&'c self, first: usize, rendered: &str) -> Option<&'c str> {
-        let learned = self.messages.iter().skip(first.max(self.given)).filter(|message| !message.has_no_weight());
-        let calls = learned.filter(|message| message.is_reply() && message.content.trim().is_empty());
-        calls.flat_map(Message::called).find(|name| !rendered.contains(name))
+    /// A function that a reply to be learned calls, one without text and from the message `first` on, and that the rendered
+    /// conversation leaves out: its name is not there, or `render` gives the same text without the calls.
+    pub(crate) fn left_out_call<'c>(
+        &'c self,
+        first: usize,
+        rendered: &str,
+        render: impl FnOnce(&Conversation) -> Result<String>,
+    ) -> Option<&'c str> {
+        let is_call =
+            |message: &Message| message.is_reply() && !message.has_no_weight() && message.content.trim().is_empty();
+        let calls = || self.messages.iter().skip(first.max(self.given)).filter(|message| is_call(message));
+        let mut names = calls().flat_map(Message::called);
+        let function = names.next()?;
+        if let Some(absent) = std::iter::once(function).chain(names).find(|name| !rendered.contains(name)) {
+            return Some(absent);
+        }
+        let mut without = self.clone();
+        for message in without.messages.iter_mut().skip(first.max(self.given)).filter(|message| is_call(message)) {
+            message.fields.shift_remove("tool_calls");
+        }
+        // A template may refuse what follows a call that is not there.
+        render(&without).is_ok_and(|text| text == rendered).then_some(function)
     }
 
     /// The first `n` messages.

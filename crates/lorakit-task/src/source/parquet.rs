@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
-use parquet::basic::Encoding;
+use parquet::basic::{Compression, Encoding};
 use parquet::column::page::{Page, PageReader};
 use parquet::errors::ParquetError;
 use parquet::file::serialized_reader::SerializedPageReader;
@@ -17,7 +17,7 @@ use crate::source::file_extension::has_extension;
 use crate::source::file_format::FileFormat;
 use crate::source::size_budget::SizeBudget;
 
-/// A Parquet file, plain or compressed by Snappy, Zstandard or gzip.
+/// A Parquet file, plain or compressed by Snappy, Zstandard, LZ4 or gzip.
 pub(crate) struct Parquet;
 
 /// What a Parquet file begins and ends with.
@@ -73,6 +73,11 @@ fn ensure_bounded(file: &Bytes, metadata: &ArrowReaderMetadata) -> Result<()> {
                 [column.dictionary_page_offset().unwrap_or(0), column.data_page_offset(), column.compressed_size()];
             if offsets.iter().any(|offset| *offset < 0) {
                 return Err(inconsistent("a column that begins before the file"));
+            }
+            if matches!(column.compression(), Compression::BROTLI(_) | Compression::LZO) {
+                let message =
+                    "a Parquet file compressed by Brotli or LZO, which is not read; write it with Zstandard or Snappy";
+                return Err(TaskError::Data(message.to_owned()));
             }
             let mut pages = SerializedPageReader::new(source.clone(), column, rows, None).map_err(refused)?;
             while let Some(page) = pages.get_next_page().map_err(refused)? {

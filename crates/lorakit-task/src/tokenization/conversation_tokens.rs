@@ -57,7 +57,8 @@ impl ConversationTokens {
             LossTokens::Last => true,
         };
         let first = kept.last_reply().filter(|_| last_alone).unwrap_or(0);
-        if let Some(function) = kept.left_out_call(first, &rendered.text) {
+        let render = |other: &Conversation| Ok(template.render(other, false)?.text);
+        if let Some(function) = kept.left_out_call(first, &rendered.text, render) {
             return Err(TaskError::Row(format!(
                 "the chat template does not render `tool_calls`: of a reply that calls `{function}` nothing would be left to learn"
             )));
