@@ -20,6 +20,8 @@ pub(crate) struct Columns {
     named: Vec<String>,
     /// Those of them that the file lacks.
     added: Vec<String>,
+    /// The columns that cannot be read, for messages.
+    unreadable: Option<String>,
 }
 
 impl Columns {
@@ -32,7 +34,10 @@ impl Columns {
         }
         let completed = |fields: &Map<String, Value>| -> Result<Map<String, Value>> {
             let mut columns = fields.clone();
-            names.add_to(&mut columns)?;
+            names.add_to(&mut columns).map_err(|error| match row.unreadable {
+                None => error,
+                Some(unreadable) => TaskError::Row(format!("{error}; of types that are not read: {unreadable}")),
+            })?;
             let own = columns.entry("instruction").or_insert(Value::Null);
             if own.is_null() {
                 *own = instruction.unwrap_or_default().into();
@@ -42,7 +47,8 @@ impl Columns {
         let written = row.written.map(completed).transpose()?;
         let named: Vec<String> = names.as_map().keys().cloned().collect();
         let added = named.iter().filter(|name| !row.fields.contains_key(*name)).cloned().collect();
-        Ok(Columns { fields: completed(row.fields)?, written, null_padded: row.null_padded, named, added })
+        let (null_padded, unreadable) = (row.null_padded, row.unreadable.map(str::to_owned));
+        Ok(Columns { fields: completed(row.fields)?, written, null_padded, named, added, unreadable })
     }
 
     /// The columns of a row whose numbers are as serde_json writes them.
@@ -50,7 +56,7 @@ impl Columns {
     pub fn of(fields: &Value) -> Columns {
         let mut fields = fields.as_object().cloned().unwrap_or_default();
         fields.entry("instruction").or_insert_with(|| "".into());
-        Columns { fields, written: None, null_padded: false, named: Vec::new(), added: Vec::new() }
+        Columns { fields, written: None, null_padded: false, named: Vec::new(), added: Vec::new(), unreadable: None }
     }
 
     /// The same columns of a file that fills objects up with nulls.
@@ -124,7 +130,10 @@ impl Columns {
     }
 
     fn missing_with(&self, column: &str, formats: String) -> TaskError {
-        let present = self.listed(|name| self.added.iter().all(|added| added != name));
+        let mut present = self.listed(|name| self.added.iter().all(|added| added != name));
+        if let Some(unreadable) = &self.unreadable {
+            present.push_str(&format!(" and, of types that are not read, {unreadable}"));
+        }
         TaskError::MissingColumn { column: column.to_string(), present, formats }
     }
 }

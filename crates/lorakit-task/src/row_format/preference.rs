@@ -266,7 +266,8 @@ mod tests {
     #[test]
     fn a_named_output_is_the_answer() {
         let fields = json!({"question": "Sky?", "chosen": "Blue.", "rejected": "Red."});
-        let row = SourceRow { fields: fields.as_object().unwrap(), written: None, null_padded: false };
+        let row =
+            SourceRow { fields: fields.as_object().unwrap(), written: None, null_padded: false, unreadable: None };
         let columns = |names: &str| Columns::new(row, &names.parse().unwrap(), None).unwrap();
         assert!(!Preference.matches(&columns("input=question,output=chosen")));
         let prompted = columns("prompt=question");

@@ -97,7 +97,7 @@ impl RowReader {
 
     /// What of such rows is not used, as sentences.
     pub fn warnings(&self, fields: &Map<String, Value>) -> Vec<String> {
-        let row = SourceRow { fields, written: None, null_padded: false };
+        let row = SourceRow { fields, written: None, null_padded: false, unreadable: None };
         match Columns::new(row, &self.columns, None) {
             Ok(columns) if !self.has_templates() => format_of(&columns).warnings(&columns),
             _ => Vec::new(),
@@ -212,7 +212,8 @@ mod tests {
 
     fn row(toml: &str, fields: Value, instruction: Option<&str>) -> Result<Row> {
         let config = TaskConfig::parse(toml).unwrap().remove(0);
-        let row = SourceRow { fields: fields.as_object().unwrap(), written: None, null_padded: false };
+        let row =
+            SourceRow { fields: fields.as_object().unwrap(), written: None, null_padded: false, unreadable: None };
         RowReader::new(&config)?.read(1, row, instruction)
     }
 

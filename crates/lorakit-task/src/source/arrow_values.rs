@@ -4,9 +4,10 @@ use arrow_array::cast::AsArray;
 use arrow_array::temporal_conversions as temporal;
 use arrow_array::types::*;
 use arrow_array::{Array, ArrayRef, RecordBatch};
-use arrow_schema::{DataType, Field, TimeUnit};
+use arrow_schema::{DataType, Field, Schema, TimeUnit};
 use chrono::{NaiveDateTime, NaiveTime, Timelike};
 use serde_json::{Map, Number, Value};
+use std::sync::Arc;
 
 use crate::error::{At, Result, TaskError};
 use crate::source::size_budget::SizeBudget;
@@ -15,6 +16,7 @@ use crate::source::source_value::SourceValue;
 /// Appends the rows of a batch.
 pub(crate) fn append_rows(batch: &RecordBatch, budget: &mut SizeBudget, rows: &mut Vec<SourceValue>) -> Result<()> {
     let schema = batch.schema();
+    let unreadable = unreadable_columns(&schema);
     for row in 0..batch.num_rows() {
         budget.spend(0)?;
         let mut fields = Map::new();
@@ -23,9 +25,30 @@ pub(crate) fn append_rows(batch: &RecordBatch, budget: &mut SizeBudget, rows: &m
             let value = value.map(|value| if is_json(field) { of_column(field.name(), value) } else { value });
             fields.extend(value.map(|value| (field.name().clone(), value)));
         }
-        rows.push(SourceValue { null_padded: true, ..SourceValue::from(Value::Object(fields)) });
+        let unreadable = unreadable.clone();
+        rows.push(SourceValue { null_padded: true, unreadable, ..SourceValue::from(Value::Object(fields)) });
     }
     Ok(())
+}
+
+/// The columns whose values are left out, each with its type; None if there are none.
+fn unreadable_columns(schema: &Schema) -> Option<Arc<str>> {
+    let columns = schema.fields().iter().filter(|field| is_unreadable(field.data_type()));
+    let columns: Vec<String> = columns.map(|field| format!("`{}` ({})", field.name(), field.data_type())).collect();
+    (!columns.is_empty()).then(|| columns.join(", ").into())
+}
+
+/// Whether values of a type have no counterpart in JSON, or are not read.
+fn is_unreadable(kind: &DataType) -> bool {
+    matches!(
+        kind,
+        DataType::Duration(_)
+            | DataType::Interval(_)
+            | DataType::ListView(_)
+            | DataType::LargeListView(_)
+            | DataType::RunEndEncoded(_, _)
+            | DataType::Union(_, _)
+    )
 }
 
 /// What marks texts of JSON, which `datasets` writes for values of mixed types, in Arrow and by the Parquet reader.
@@ -58,9 +81,13 @@ fn of_column(name: &str, value: Value) -> Value {
     }
 }
 
-/// The value at `row` of a column; None for bytes that are no text, such as an image, which no row format or template reads.
+/// The value at `row` of a column; None for bytes that are no text, such as an image, and for values of a type that is not
+/// read: no row format or template reads them.
 fn value(column: &dyn Array, row: usize, budget: &mut SizeBudget) -> Result<Option<Value>> {
     budget.spend(0)?;
+    if is_unreadable(column.data_type()) {
+        return Ok(None);
+    }
     if column.is_null(row) {
         return Ok(Some(Value::Null));
     }
@@ -233,11 +260,9 @@ fn unsupported(kind: &DataType) -> TaskError {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use arrow_array::{BinaryArray, StringArray, StructArray};
-    use arrow_schema::{Field, Schema};
+    use arrow_array::{BinaryArray, DurationSecondArray, StringArray, StructArray};
     use serde_json::json;
     use std::collections::HashMap;
-    use std::sync::Arc;
 
     /// As `datasets` keeps images.
     #[test]
@@ -280,5 +305,21 @@ mod tests {
         let expected = json!({"call": {"arguments": {"city": "Rome", "n": null}}, "output": r#"{"city": "Rome", "n": null}"#,
             "prompt": [{"role": "user", "content": "a"}], "chosen": r#"{"city": "Rome", "n": null}"#});
         assert_eq!(rows[0].value, expected);
+    }
+
+    #[test]
+    fn a_column_of_an_unreadable_type_is_named_where_it_is_asked_for() {
+        let text: ArrayRef = Arc::new(StringArray::from(vec!["a"]));
+        let times: ArrayRef = Arc::new(DurationSecondArray::from(vec![1]));
+        let batch = RecordBatch::try_from_iter([("input", text), ("d", times)]).unwrap();
+        let mut rows = Vec::new();
+        append_rows(&batch, &mut SizeBudget::of_file(1), &mut rows).unwrap();
+        assert_eq!(rows[0].value, json!({"input": "a"}));
+        let document = crate::source::document::Document::Rows(rows);
+        let row = document.rows(None).unwrap()[0];
+        let columns = |names: &str| crate::row_format::columns::Columns::new(row, &names.parse().unwrap(), None);
+        for error in [columns("output=d").err().unwrap(), columns("input=input").unwrap().missing("output")] {
+            assert!(error.to_string().contains("`d` (Duration(s))"), "{error}");
+        }
     }
 }

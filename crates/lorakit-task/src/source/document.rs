@@ -23,6 +23,8 @@ pub(crate) struct SourceRow<'d> {
     pub written: Option<&'d Map<String, Value>>,
     /// Whether the file fills objects up with nulls: see [`SourceValue`].
     pub null_padded: bool,
+    /// The columns that cannot be read: see [`SourceValue`].
+    pub unreadable: Option<&'d str>,
 }
 
 impl Document {
@@ -48,10 +50,14 @@ impl Document {
             return Err(TaskError::Data("no rows; expected at least one".to_string()));
         }
         let null_padded = matches!(self, Document::Rows(rows) if rows.iter().any(|row| row.null_padded));
+        let unreadable = match self {
+            Document::Rows(rows) => rows.iter().find_map(|row| row.unreadable.as_deref()),
+            Document::Tree(_) => None,
+        };
         let mut rows = Vec::with_capacity(values.len());
         for (i, (value, written)) in values.into_iter().enumerate() {
             let written = written.and_then(Value::as_object);
-            rows.push(SourceRow { fields: as_row(i + 1, value)?, written, null_padded });
+            rows.push(SourceRow { fields: as_row(i + 1, value)?, written, null_padded, unreadable });
         }
         Ok(rows)
     }

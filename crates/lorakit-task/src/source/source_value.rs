@@ -6,6 +6,7 @@
 use lorakit_format::non_finite_json::{non_finite_as_null, string_end};
 use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::Arc;
 
 use serde_json::{Number, Value};
 
@@ -18,11 +19,13 @@ pub(crate) struct SourceValue {
     pub written: Option<Value>,
     /// Whether it is a row of a file of fixed columns, which fill objects up with nulls at any depth.
     pub null_padded: bool,
+    /// The columns of the row whose values cannot be read, each with its type, for messages.
+    pub unreadable: Option<Arc<str>>,
 }
 
 impl From<Value> for SourceValue {
     fn from(value: Value) -> Self {
-        SourceValue { value, written: None, null_padded: false }
+        SourceValue { value, written: None, null_padded: false, unreadable: None }
     }
 }
 
@@ -40,9 +43,9 @@ impl SourceValue {
         }
         let long: Vec<Range<usize>> =
             numbers.iter().filter(|range| is_integer(&text[(*range).clone()])).cloned().collect();
-        let value = serde_json::from_str(&quoted(text, &long))?;
+        let value: Value = serde_json::from_str(&quoted(text, &long))?;
         let written = Some(serde_json::from_str(&quoted(text, &numbers))?);
-        Ok(SourceValue { value, written, null_padded: false })
+        Ok(SourceValue { written, ..SourceValue::from(value) })
     }
 }
 
