@@ -252,6 +252,9 @@ fn a_reply_of_text_and_calls_ends_after_the_calls() {
     };
     let reply = |arguments: &str| format!("<|im_start|>a<|im_end|>[Paris.<|eot_id|>f<end_of_turn>{arguments}</s>]");
     assert_eq!(shown(template, call(json!({"x": 1}))), reply("{\"x\": 1}"));
+    // A template that leaves them out.
+    let drops = |template: &str| encode(call(json!({})), &self::tokenizer(Some(template)), 999).unwrap().drops_calls;
+    assert_eq!([template, CHATML].map(drops), [false, true]);
     assert_eq!(shown(template, call(json!({"x": "Paris."}))), reply("{\"x\": \"Paris.\"}"));
     // A null of a call is its own.
     assert_eq!(shown(template, call(json!({"x": null}))), reply("{\"x\": null}"));

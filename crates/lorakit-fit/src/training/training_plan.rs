@@ -236,8 +236,8 @@ fn warn_of_prompts(task: &Task, rows: &[Vec<Example>; 2], length: usize, context
     Ok(())
 }
 
-/// Warns of conversations whose replies end with no token at which generation stops, and of those of which earlier replies
-/// are not where the template renders them at the end.
+/// Warns of conversations whose replies end with no token at which generation stops, of those whose calls are left out, and
+/// of those of which earlier replies are not where the template renders them at the end.
 fn warn_of_replies(task: &Task, rows: &[Vec<Example>; 2], context: &TrainContext) {
     for (source, loss) in [
         (ReplySource::GenerationBlocks, "the loss is on the template's {% generation %} blocks"),
@@ -251,6 +251,15 @@ fn warn_of_replies(task: &Task, rows: &[Vec<Example>; 2], context: &TrainContext
                 pluralize(found, "conversation")
             ));
         }
+    }
+    let uncalled = rows.iter().flatten().filter(|example| example.drops_calls).count();
+    if uncalled > 0 {
+        context.reporter.warn(&format!(
+            "task `{}`: the chat template does not render `tool_calls`, so that of {} only the texts beside the calls are \
+             learned",
+            task.name,
+            pluralize(uncalled, "conversation")
+        ));
     }
     let endless = rows.iter().flatten().filter(|example| !example.has_stop_token).count();
     if endless > 0 {

@@ -203,20 +203,39 @@ impl Conversation {
         rendered: &str,
         render: impl FnOnce(&Conversation) -> Result<String>,
     ) -> Option<&'c str> {
-        let is_call =
-            |message: &Message| message.is_reply() && !message.has_no_weight() && message.content.trim().is_empty();
-        let calls = || self.messages.iter().skip(first.max(self.given)).filter(|message| is_call(message));
-        let mut names = calls().flat_map(Message::called);
-        let function = names.next()?;
-        if let Some(absent) = std::iter::once(function).chain(names).find(|name| !rendered.contains(name)) {
-            return Some(absent);
-        }
+        let without = self.without_calls(first, |message| message.content.trim().is_empty())?;
+        let calls = self.messages.iter().zip(&without.messages).filter(|(with, without)| with != without);
+        let names: Vec<&str> = calls.flat_map(|(message, _)| message.called()).collect();
+        let absent = names.iter().find(|name| !rendered.contains(*name)).copied();
+        // A template may refuse what follows a call that is not there.
+        let is_same = || render(&without).is_ok_and(|text| text == rendered);
+        absent.or_else(|| names.first().copied().filter(|_| is_same()))
+    }
+
+    /// Whether the rendered conversation leaves out what replies to be learned call besides their texts: `render` gives the
+    /// same text without these calls.
+    pub(crate) fn leaves_calls_out(
+        &self,
+        first: usize,
+        rendered: &str,
+        render: impl FnOnce(&Conversation) -> Result<String>,
+    ) -> bool {
+        let without = self.without_calls(first, |message| !message.content.trim().is_empty());
+        without.is_some_and(|without| render(&without).is_ok_and(|text| text == rendered))
+    }
+
+    /// The conversation without the calls of some of the replies to be learned, which are from the message `first` on; None
+    /// if these call nothing.
+    fn without_calls(&self, first: usize, is_one: impl Fn(&Message) -> bool) -> Option<Conversation> {
+        let calls = |message: &Message| message.is_reply() && !message.has_no_weight() && message.calls_functions();
         let mut without = self.clone();
-        for message in without.messages.iter_mut().skip(first.max(self.given)).filter(|message| is_call(message)) {
+        let found = without.messages.iter_mut().skip(first.max(self.given));
+        let mut found = found.filter(|message| calls(message) && is_one(message)).peekable();
+        found.peek()?;
+        for message in found {
             message.fields.shift_remove("tool_calls");
         }
-        // A template may refuse what follows a call that is not there.
-        render(&without).is_ok_and(|text| text == rendered).then_some(function)
+        Some(without)
     }
 
     /// The first `n` messages.

@@ -19,6 +19,8 @@ pub(crate) struct ConversationTokens {
     pub reply_source: ReplySource,
     /// The messages that were left out to fit the length.
     pub dropped_messages: usize,
+    /// Whether the template leaves out what replies of text call besides.
+    pub drops_calls: bool,
 }
 
 impl ConversationTokens {
@@ -63,6 +65,7 @@ impl ConversationTokens {
                 "the chat template does not render `tool_calls`: of a reply that calls `{function}` nothing would be left to learn"
             )));
         }
+        let drops_calls = kept.leaves_calls_out(first, &rendered.text, render);
         let found = found.ok_or_else(|| {
             TaskError::Row("the chat template does not render the last reply, so there is nothing to learn".to_owned())
         })?;
@@ -81,7 +84,7 @@ impl ConversationTokens {
         // Only every reply's loss needs the earlier ones.
         let every = tokenizer.encoding().loss == LossTokens::Assistant;
         let reply_source = if every { found.source } else { ReplySource::default() };
-        Ok(ConversationTokens { tokens, loss, reply, reply_source, dropped_messages })
+        Ok(ConversationTokens { tokens, loss, reply, reply_source, dropped_messages, drops_calls })
     }
 }
 

@@ -29,6 +29,8 @@ pub struct Example {
     /// Whether what is learned ends with a token at which generation stops, but for truncation. A chat template may end
     /// replies with another, or with none.
     pub has_stop_token: bool,
+    /// Whether the chat template leaves out what replies of text call besides.
+    pub drops_calls: bool,
 }
 
 /// How much of a row did not fit in the maximum length.
@@ -59,7 +61,8 @@ impl Example {
         let tokens = [prompt, target].concat();
         let loss = (0..tokens.len()).map(|i| i >= prompt.len().max(1)).collect();
         let (truncation, reply_source) = (Truncation::default(), ReplySource::default());
-        Example { tokens, loss, prompt_len: prompt.len(), truncation, reply_source, has_stop_token: true }
+        let prompt_len = prompt.len();
+        Example { tokens, loss, prompt_len, truncation, reply_source, has_stop_token: true, drops_calls: false }
     }
 
     /// The tokens before the answer, or before the last reply of a conversation: what decides how a row is routed, and what
@@ -175,7 +178,7 @@ impl Example {
         let encoded = ConversationTokens::encode(conversation, tokenizer, max_length)?;
         let has_stop_token =
             encoded.tokens[encoded.reply.clone()].last().is_some_and(|last| tokenizer.stop_tokens().contains(last));
-        let ConversationTokens { mut tokens, mut loss, reply, reply_source, dropped_messages } = encoded;
+        let ConversationTokens { mut tokens, mut loss, reply, reply_source, dropped_messages, drops_calls } = encoded;
         // Nothing after the last token with loss is ever read.
         let end = loss.iter().rposition(|&loss| loss).map_or(tokens.len(), |last| last + 1);
         let kept = if tokens.len() > max_length { end.min(reply.start + max_length - 1) } else { tokens.len() };
@@ -190,7 +193,7 @@ impl Example {
         loss.iter_mut().take(1).for_each(|first| *first = false);
         let truncation = Truncation { messages: dropped_messages, prompt, target };
         let prompt_len = (reply.start - prompt).max(1);
-        Ok(Example { tokens, loss, prompt_len, truncation, reply_source, has_stop_token })
+        Ok(Example { tokens, loss, prompt_len, truncation, reply_source, has_stop_token, drops_calls })
     }
 
     fn of_text(text: &str, tokenizer: &Tokenizer, max_length: usize) -> Result<Example> {
