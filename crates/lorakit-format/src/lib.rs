@@ -6,6 +6,7 @@
 //! - [`FolderLock`] is the exclusive right to change a folder, among processes and machines;
 //! - [`read_text`] reads a text file of bounded size, and [`non_finite_json`] finds the numbers that Python's JSON has
 //!   beyond JSON's;
+//! - [`from_python`] translates regular expressions of Python;
 //! - [`hash`] computes SHA-256 hashes, and [`hash_sketch`] tells whether two sets share elements;
 //! - [`rng::CounterRng`] is a random stream that depends on its key alone;
 //! - [`similar_names`] and [`did_you_mean`] suggest names for a misspelled one.
@@ -45,6 +46,7 @@ mod limited_read;
 pub mod mmap;
 mod mount_options;
 pub mod non_finite_json;
+mod python_pattern;
 pub mod rng;
 pub mod safetensors;
 mod similar_names;
@@ -54,4 +56,5 @@ pub use error_chain::error_chain;
 pub use folder_lock::{FolderLock, LockAttempt, takeover_time};
 pub use lfs_pointer::refuse_lfs_pointer;
 pub use limited_read::{read_text, read_text_up_to};
+pub use python_pattern::from_python;
 pub use similar_names::{did_you_mean, similar_names};

@@ -6,7 +6,6 @@ pub(crate) mod base_tensors;
 mod config_json;
 pub(crate) mod path_pattern;
 pub(crate) mod peft_config;
-pub(crate) mod python_pattern;
 pub(crate) mod read_peft;
 pub(crate) mod refused_features;
 mod selection;

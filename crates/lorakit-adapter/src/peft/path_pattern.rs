@@ -4,9 +4,9 @@ use std::fmt;
 use std::ops::Range;
 
 use fancy_regex::{Regex, RegexBuilder};
+use lorakit_format::from_python;
 
 use crate::error::{AdapterError, Result};
-use crate::peft::python_pattern::from_python;
 
 /// The limit of backtracking steps on one path. Honest patterns need a few hundred.
 const BACKTRACK_LIMIT: usize = 100_000;
