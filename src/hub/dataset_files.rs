@@ -11,15 +11,12 @@ use super::repository::{Repository, RepositoryKind};
 use super::snapshot::{NeededFiles, RemoteSnapshot, snapshot};
 use crate::command_context::CommandContext;
 use anyhow::{Context as _, Result, ensure};
-use lorakit_task::{SplitFiles, describes_dataset, of_most_common_format};
+use lorakit_task::{CARD, SplitFiles, card_lists_configs, describes_dataset, of_most_common_format};
 use serde_json::Value;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
-
-/// The file whose metadata may name files and configurations.
-const CARD: &str = "README.md";
 
 const CONVERTED: &str = "refs/convert/parquet";
 
@@ -125,12 +122,8 @@ impl DatasetFiles {
         if let Some(chosen) = self.chosen.borrow().clone() {
             return Ok(chosen);
         }
-        // The dataset card's YAML is not parsed here, only searched for the key `configs`.
-        let card = std::fs::read_to_string(folder.join(CARD)).unwrap_or_default();
-        let front = card.strip_prefix("---").and_then(|rest| rest.split_once("\n---")).map_or("", |(front, _)| front);
-        let has_configs = front.lines().any(|line| line.starts_with("configs:"));
         ensure!(
-            !has_configs,
+            !card_lists_configs(folder),
             "its card lists configurations, which only the Hub can resolve; try again with access to it"
         );
         self.choose(&list(folder)?, &Value::Null)

@@ -5,11 +5,11 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 
-use lorakit_format::non_finite_json::non_finite_as_null;
 use serde_json::{Map, Value};
 
 use crate::chat::chat_template::ChatTemplate;
 use crate::error::{At, Result, TaskError};
+use crate::optional_json::read_json;
 
 /// The template's own file. It wins over tokenizer_config.json, as in transformers.
 const TEMPLATE_FILE: &str = "chat_template.jinja";
@@ -36,7 +36,7 @@ pub(crate) fn read(folder: &Path, tokens: Map<String, Value>) -> Result<Option<C
     }
     for file in [CONFIG_FILE, PROCESSOR_FILE] {
         let path = folder.join(file);
-        let config = read_json(&path)?;
+        let config = read_json(&path)?.unwrap_or_default();
         if let Some(templates) = config.get("chat_template").filter(|templates| !templates.is_null()) {
             return compile(templates, tokens).map(Some).at(|| path.display().to_string());
         }
@@ -77,13 +77,6 @@ fn folder_templates(folder: &Path) -> Result<BTreeMap<String, String>> {
         }
     }
     Ok(templates)
-}
-
-/// The JSON of a file; null if the file is absent.
-fn read_json(path: &Path) -> Result<Value> {
-    let Some(text) = read_text(path)? else { return Ok(Value::Null) };
-    let value = serde_json::from_slice(&non_finite_as_null(text.as_bytes()));
-    value.map_err(TaskError::from).at(|| path.display().to_string())
 }
 
 /// The text of a file that may be absent, without its byte order mark.

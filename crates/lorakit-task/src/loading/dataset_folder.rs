@@ -18,11 +18,12 @@ use crate::split::Split;
 /// Files that describe a dataset and hold no rows.
 const DESCRIPTIONS: [&str; 4] = ["dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"];
 
-/// The file whose metadata may say which files are of which split.
-pub(crate) const CARD: &str = "README.md";
+/// The dataset card, the file whose metadata may name configurations, and which files are of which split.
+pub const CARD: &str = "README.md";
 
 /// Whether the card of a folder lists configurations: the metadata, between lines of `---`, has the key `configs`.
-pub(crate) fn has_configs(folder: &Path) -> bool {
+pub fn card_lists_configs(folder: &Path) -> bool {
+    // The card's YAML is not parsed, only searched for the key `configs`.
     let card = fs::read_to_string(folder.join(CARD)).unwrap_or_default();
     let metadata = card.strip_prefix("---").and_then(|rest| rest.split_once("\n---"));
     metadata.is_some_and(|(metadata, _)| metadata.lines().any(|line| line.starts_with("configs:")))

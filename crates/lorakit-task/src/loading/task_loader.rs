@@ -146,7 +146,7 @@ impl TaskLoader {
         let tasks = files.iter().map(|path| self.load_file(path));
         let mut tasks: Vec<Task> = tasks.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
         if let Some(task) = tasks.iter_mut().find(|task| task.path.is_file() && !is_toml(&task.path))
-            && dataset_folder::has_configs(folder)
+            && dataset_folder::card_lists_configs(folder)
         {
             task.warnings.push(format!(
                 "the `configs` of {} are not read: each data file is a task of its own, whose rows are split by hash. A task \

@@ -1,14 +1,13 @@
 //! BOS, EOS and stop tokens, from the files beside a `tokenizer.json`.
 
 use std::collections::BTreeSet;
-use std::io::ErrorKind;
 use std::path::Path;
 
-use lorakit_format::non_finite_json::non_finite_as_null;
 use serde_json::Value;
 use tokenizers::Tokenizer as HubTokenizer;
 
 use crate::error::{At, Result, TaskError};
+use crate::optional_json::read_json;
 
 /// The special tokens of a model.
 pub(crate) struct SpecialTokens {
@@ -71,17 +70,6 @@ pub(crate) fn read(folder: &Path, tokenizer: &HubTokenizer) -> Result<SpecialTok
         )));
     }
     Ok(SpecialTokens { bos, eos, stops })
-}
-
-/// The JSON of a file that may be absent, which Python may have written.
-pub(crate) fn read_json(path: &Path) -> Result<Option<Value>> {
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(TaskError::read(path.display())(error)),
-    };
-    let value = serde_json::from_slice(&non_finite_as_null(&bytes));
-    value.map(Some).map_err(TaskError::from).at(|| path.display().to_string())
 }
 
 /// The ids that a value names: a token's text, `{"content": text}`, an id, or a list of ids.

@@ -10,10 +10,11 @@ use tokenizers::{AddedToken, Tokenizer as HubTokenizer};
 
 use crate::chat::template_file;
 use crate::error::{At, Result, TaskError};
+use crate::optional_json::read_json;
 use crate::tokenization::added_tokens::{AddedTokens, TokenFiles, own_tokens};
 use crate::tokenization::gguf::gguf_tokenizer::GgufTokenizer;
 use crate::tokenization::row_layout::RowLayout;
-use crate::tokenization::special_tokens::{self, SpecialTokens, read_json};
+use crate::tokenization::special_tokens::{self, SpecialTokens};
 use crate::tokenization::tokenizer::Tokenizer;
 use crate::tokenization::tokenizer_class::{ClassSettings, TokenizerClass};
 
