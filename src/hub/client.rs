@@ -2,7 +2,7 @@
 
 use super::hub_environment::HubEnvironment;
 use super::hub_failure::HubFailure;
-use super::repository::Repository;
+use super::repository::{Repository, RepositoryKind, is_commit_hash};
 use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -90,7 +90,7 @@ impl HubClient {
         let url = format!("{}/{}?blobs=true", self.environment.endpoint, repository.info_path());
         let info: RepositoryInfo = match self.get(&url) {
             Ok(response) => parsed(response, &url)?,
-            Err(error) => return Ok(Err(self.failure(error, repository))),
+            Err(error) => return Ok(Err(self.failure(error, repository, None))),
         };
         // It becomes a folder of the cache, and a path would lead out of it.
         ensure!(is_commit_hash(&info.commit), "{}: the commit is `{}`", not_of_the_hub(&url), info.commit);
@@ -103,16 +103,12 @@ impl HubClient {
         struct Entry {
             id: String,
         }
-        let repository = Repository {
-            kind: super::repository::RepositoryKind::Model,
-            name: organization.to_owned(),
-            revision: None,
-        };
+        let repository = Repository { kind: RepositoryKind::Model, name: organization.to_owned(), revision: None };
         let mut names = Vec::new();
         let endpoint = &self.environment.endpoint;
         let mut next = Some(format!("{endpoint}/api/models?author={organization}&search={text}&limit=1000"));
         while let Some(url) = next {
-            let response = self.get(&url).map_err(|error| self.failure(error, &repository))?;
+            let response = self.get(&url).map_err(|error| self.failure(error, &repository, None))?;
             next = response.header("Link").and_then(next_page).map(|page| match page.strip_prefix('/') {
                 Some(path) => format!("{endpoint}/{path}"),
                 None => page.to_owned(),
@@ -122,8 +118,9 @@ impl HubClient {
         Ok(names)
     }
 
-    fn failure(&self, error: Option<Box<ureq::Error>>, repository: &Repository) -> HubFailure {
-        error.map_or(HubFailure::Offline, |error| HubFailure::of(*error, repository, None, &self.environment))
+    /// The failure that an error of [`send`](Self::send) is, in a request about `repository`, or about a file of it.
+    pub fn failure(&self, error: Option<Box<ureq::Error>>, repository: &Repository, file: Option<&str>) -> HubFailure {
+        error.map_or(HubFailure::Offline, |error| HubFailure::of(*error, repository, file, &self.environment))
     }
 
     fn get(&self, url: &str) -> Result<ureq::Response, Option<Box<ureq::Error>>> {
@@ -184,13 +181,9 @@ fn parsed<T: DeserializeOwned>(response: ureq::Response, url: &str) -> Result<T>
     serde_json::from_reader(response.into_reader()).with_context(|| not_of_the_hub(url))
 }
 
-fn not_of_the_hub(url: &str) -> String {
+/// What to say of an answer that the Hub cannot have given.
+pub(super) fn not_of_the_hub(url: &str) -> String {
     format!("{url}: not an answer of the Hub; check HF_ENDPOINT and proxies")
-}
-
-/// Whether a text is the hash of a commit: of git's 40 digits, or 64 where a repository uses SHA-256.
-pub fn is_commit_hash(text: &str) -> bool {
-    matches!(text.len(), 40 | 64) && text.chars().all(|c| c.is_ascii_hexdigit())
 }
 
 /// Whether an address is at the host of an endpoint, with the same scheme and port.

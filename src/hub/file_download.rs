@@ -1,7 +1,7 @@
 //! Downloads one file into the cache, as huggingface_hub's `file_download` does: `blobs/ETAG` holds its content,
 //! `blobs/ETAG.incomplete` what there is of it so far, and `.locks` keeps other processes waiting meanwhile.
 
-use super::client::HubClient;
+use super::client::{HubClient, not_of_the_hub};
 use super::hub_failure::HubFailure;
 use super::repository::{Repository, RepositoryKind};
 use crate::output::progress_bar::download_bar;
@@ -69,10 +69,7 @@ impl FileDownload<'_> {
     }
 
     fn failure(&self, error: Option<Box<ureq::Error>>) -> HubFailure {
-        match error {
-            Some(error) => HubFailure::of(*error, self.repository, Some(self.file), &self.client.environment),
-            None => HubFailure::Offline,
-        }
+        self.client.failure(error, self.repository, Some(self.file))
     }
 
     /// What the Hub says of the file, or the storage to which the Hub redirects where it says nothing.
@@ -84,9 +81,7 @@ impl FileDownload<'_> {
         // The length of a redirection is not the file's.
         let length = if response.status() == 200 { response.header("Content-Length") } else { None };
         let size = response.header("X-Linked-Size").or(length).and_then(|size| size.parse().ok());
-        let blob = blob.with_context(|| {
-            format!("{url}: not an answer of the Hub (it has no usable ETag); check HF_ENDPOINT and proxies")
-        })?;
+        let blob = blob.with_context(|| format!("{}: it has no usable ETag", not_of_the_hub(&url)))?;
         Ok(FileMetadata { blob, size })
     }
 
@@ -205,10 +200,10 @@ fn length(path: &Path) -> u64 {
     fs::metadata(path).map_or(0, |metadata| metadata.len())
 }
 
-/// Whether a response has the bytes of a file from `start` on.
+/// Whether a response with a part of a file has its bytes from `start` on.
 fn continues(response: &ureq::Response, start: u64) -> bool {
     let first = response.header("Content-Range").and_then(|range| range.strip_prefix("bytes ")?.split('-').next());
-    response.status() == 206 && first.and_then(|first| first.trim().parse().ok()) == Some(start)
+    first.and_then(|first| first.trim().parse().ok()) == Some(start)
 }
 
 /// The name of a file's content that a response gives: that of the linked file, or of the answer itself.
@@ -227,8 +222,7 @@ fn blob_name(etag: &str) -> Option<String> {
 /// A path with everything escaped that has a meaning in addresses.
 fn percent_encoded(path: &str) -> String {
     let escaped = |byte: u8| match byte {
-        b'/' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
-        byte if byte.is_ascii_alphanumeric() => char::from(byte).to_string(),
+        plain if plain.is_ascii_alphanumeric() || b"/-._~".contains(&plain) => char::from(plain).to_string(),
         byte => format!("%{byte:02X}"),
     };
     path.bytes().map(escaped).collect()

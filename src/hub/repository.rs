@@ -62,7 +62,7 @@ impl Repository {
 
     /// Whether the revision is a full commit hash, whose files never change.
     pub fn is_commit(&self) -> bool {
-        self.revision().len() == 40 && self.revision().chars().all(|c| c.is_ascii_digit() || ('a'..='f').contains(&c))
+        is_commit_hash(self.revision())
     }
 
     /// The same repository at another revision.
@@ -95,6 +95,11 @@ impl Repository {
         };
         cache.join(format!("{kind}--{}", self.name.replace('/', "--")))
     }
+}
+
+/// Whether a text is the hash of a commit: of git's 40 digits, or 64 where a repository uses SHA-256.
+pub fn is_commit_hash(text: &str) -> bool {
+    matches!(text.len(), 40 | 64) && text.chars().all(|c| c.is_ascii_hexdigit())
 }
 
 impl fmt::Display for Repository {

@@ -1,10 +1,10 @@
 //! The files of a repository at one commit, in the cache of huggingface_hub.
 
-use super::client::{HubClient, RepositoryInfo, is_commit_hash};
+use super::client::{HubClient, RepositoryInfo};
 use super::file_download::FileDownload;
 use super::hub_environment::HubEnvironment;
 use super::hub_failure::HubFailure;
-use super::repository::Repository;
+use super::repository::{Repository, is_commit_hash};
 use crate::command_context::CommandContext;
 use crate::output::console::Output;
 use anyhow::{Context as _, Result, anyhow};
