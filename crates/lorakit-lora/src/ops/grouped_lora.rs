@@ -17,7 +17,7 @@ use crate::factor_rows::ExpertFactors;
 use crate::kernels::cpu_tensor;
 use crate::kernels::op::{self, Input, Op};
 use crate::ops::factor_source::FactorSource;
-use crate::ops::grouped_op::{GroupedOp, Operands, ShrunkPart};
+use crate::ops::grouped_op::{GroupedOp, NAME, Operands, ShrunkPart};
 use crate::ops::token_group::TokenGroup;
 use crate::patch::{Addition, Outputs};
 use crate::stack_layout::{StackBlock, StackLayout};
@@ -162,8 +162,6 @@ impl GroupedLora {
         self.with_factors(|factors| read(&Operands { x: x.values, factors, input, output }))
     }
 }
-
-const NAME: &str = "grouped-lora";
 
 /// The deltas of groups as an op of `x` alone, or added in place to a site's outputs.
 struct InputOp {

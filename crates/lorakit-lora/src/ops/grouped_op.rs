@@ -14,6 +14,9 @@ use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 
+/// The name of the ops in errors.
+pub(crate) const NAME: &str = "grouped-lora";
+
 /// The deltas of groups as an op of `x`, A and B on a CPU.
 pub(crate) struct GroupedOp {
     pub(crate) layout: Arc<StackLayout>,
@@ -162,7 +165,7 @@ pub(crate) type ShrunkPart = (Vec<f32>, Range<usize>);
 
 impl Op<3> for GroupedOp {
     fn name(&self) -> &'static str {
-        "grouped-lora"
+        NAME
     }
 
     fn forward(&self, inputs: [Input; 3]) -> Result<(Vec<f32>, Shape)> {
