@@ -8,6 +8,7 @@ pub mod prepared_routers;
 pub mod results_store;
 pub mod routing_shares;
 pub mod row_counts;
+pub mod samples_replacement;
 pub mod setting_differences;
 pub mod truncation;
 pub mod unseen_rows;

@@ -4,6 +4,7 @@ use crate::args::router_arg::RouterArg;
 use crate::args::usage;
 use crate::command_context::CommandContext;
 use crate::output::console::make_folder;
+use crate::scoring::samples_replacement::replace_with_samples;
 use crate::scoring::setting_differences::CurrentRun;
 use anyhow::{Context as _, Result, ensure};
 use lorakit_eval::{Results, TaskScores, samples_file, samples_jsonl};
@@ -150,44 +151,6 @@ impl ResultsStore {
     }
 }
 
-/// Replaces results and their samples. If either cannot be written, both stay as they were; a killed process leaves no
-/// samples beside the scores of another run: at worst there are none.
-fn replace_with_samples(path: &Path, samples: Option<&str>, write_results: impl FnOnce() -> Result<()>) -> Result<()> {
-    // What a killed process left under these names counts for nothing.
-    let [new, old] = [".new-", ".old-"].map(|prefix| hidden(path, prefix));
-    if let Some(samples) = samples {
-        write_file(&new, samples.as_bytes())?;
-    }
-    let had_samples = move_if_exists(path, &old)?;
-    if let Err(error) = write_results() {
-        // The first error is the one to report.
-        let _ = if had_samples { std::fs::rename(&old, path) } else { Ok(()) };
-        let _ = std::fs::remove_file(&new);
-        return Err(error);
-    }
-    if samples.is_some() {
-        std::fs::rename(&new, path).with_context(|| format!("{}: cannot be written", path.display()))?;
-    }
-    if had_samples {
-        std::fs::remove_file(&old).with_context(|| format!("{}: cannot be removed", old.display()))?;
-    }
-    Ok(())
-}
-
-/// The file beside `path` whose name has a prefix that hides it.
-fn hidden(path: &Path, prefix: &str) -> PathBuf {
-    path.with_file_name(format!("{prefix}{}", path.file_name().unwrap_or_default().display()))
-}
-
-/// Renames a file; false where there is none.
-fn move_if_exists(from: &Path, to: &Path) -> Result<bool> {
-    match std::fs::rename(from, to) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error).with_context(|| format!("{}: cannot be moved", from.display())),
-    }
-}
-
 /// The results of earlier runs; empty if there is no file.
 fn read_existing(path: &Path) -> Result<Results> {
     match std::fs::read_to_string(path) {
@@ -254,43 +217,6 @@ mod tests {
     use super::*;
     use lorakit_eval::TruncatedRows;
     use std::fs;
-
-    #[test]
-    fn samples_are_of_the_scores_beside_them_at_every_moment() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("samples.jsonl");
-        fs::write(&path, "old").unwrap();
-        let replaced = |samples: Option<&str>, written: bool| {
-            replace_with_samples(&path, samples, || {
-                assert!(!path.exists(), "a process that is killed here leaves them beside other scores");
-                ensure!(written, "the disk is full");
-                Ok(())
-            })
-        };
-        let names = || fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
-        for samples in [Some("new"), None] {
-            assert!(replaced(samples, false).is_err());
-            assert_eq!(fs::read_to_string(&path).unwrap(), "old", "the old scores stay too");
-            assert_eq!(names(), ["samples.jsonl"]);
-        }
-        replaced(Some("new"), true).unwrap();
-        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
-        assert_eq!(names(), ["samples.jsonl"]);
-        replaced(None, true).unwrap();
-        assert!(names().is_empty());
-    }
-
-    #[test]
-    fn results_stay_where_their_samples_cannot_be_written() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("samples.jsonl");
-        fs::write(&path, "old").unwrap();
-        // Nothing can be moved to the name of a folder.
-        fs::create_dir(folder.path().join(".new-samples.jsonl")).unwrap();
-        let written = replace_with_samples(&path, Some("new"), || panic!("the results are not replaced"));
-        assert!(written.is_err());
-        assert_eq!(fs::read_to_string(&path).unwrap(), "old");
-    }
 
     #[test]
     fn configurations_of_earlier_results_are_never_dropped() {

@@ -14,10 +14,10 @@ use tempfile::TempDir;
 use crate::error::FormatError;
 
 /// The prefix of temporary names. It starts with a dot, so that no expert's name can collide with it.
-const TEMPORARY: &str = ".new-";
+pub const TEMPORARY: &str = ".new-";
 
-/// The prefix of the name of a folder that is being replaced, until its successor is in place.
-const REPLACED: &str = ".old-";
+/// The prefix of the name of a folder or file that is being replaced, until its successor is in place.
+pub const REPLACED: &str = ".old-";
 
 /// How many syncs run at once. Those that wait together share a write of the file system's journal, which takes most of the
 /// time where files are small.
@@ -115,7 +115,7 @@ pub fn replace_folder<E>(path: &Path, fill: impl FnOnce(&Path) -> Result<(), E>)
 where
     E: From<FormatError>,
 {
-    let hidden = hidden_path(path)?;
+    let hidden = hidden_path(path, REPLACED)?;
     if !path.exists() && hidden.exists() {
         // The last replacement was killed halfway: what it replaced counts until this one is done.
         fs::rename(&hidden, path).map_err(FormatError::io(path, "restored"))?;
@@ -139,7 +139,7 @@ where
 
 /// Whether [`replace_folder`] is replacing the folder at `path`, or was killed amid that, and there is none for now.
 pub fn is_being_replaced(path: &Path) -> bool {
-    hidden_path(path).is_ok_and(|hidden| hidden.exists()) && !path.exists()
+    hidden_path(path, REPLACED).is_ok_and(|hidden| hidden.exists()) && !path.exists()
 }
 
 fn remove_tree(path: &Path) -> Result<(), FormatError> {
@@ -255,10 +255,13 @@ fn without_path(error: io::Error) -> io::Error {
     }
 }
 
-/// Where the folder at `path` is kept while it is replaced.
-fn hidden_path(path: &Path) -> Result<PathBuf, FormatError> {
+/// The path beside `path` whose name begins with a prefix that hides it, such as [`REPLACED`].
+///
+/// # Errors
+/// If `path` has no name.
+pub fn hidden_path(path: &Path, prefix: &str) -> Result<PathBuf, FormatError> {
     let name = path.file_name().ok_or_else(|| FormatError::NoName { path: path.to_owned() })?;
-    let mut hidden = std::ffi::OsString::from(REPLACED);
+    let mut hidden = std::ffi::OsString::from(prefix);
     hidden.push(name);
     Ok(path.with_file_name(hidden))
 }
