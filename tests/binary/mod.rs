@@ -122,3 +122,12 @@ pub fn assert_contains(message: &str, parts: &[&str]) {
         assert!(message.contains(part), "`{part}` is not in: {message}");
     }
 }
+
+/// Copies an adapter of a fixture, with changed keys of its configuration.
+pub fn copy_adapter(from: &Path, to: &Path, keys: Value) {
+    std::fs::create_dir_all(to).unwrap();
+    std::fs::copy(from.join("adapter_model.safetensors"), to.join("adapter_model.safetensors")).unwrap();
+    let mut config: Value = serde_json::from_slice(&std::fs::read(from.join("adapter_config.json")).unwrap()).unwrap();
+    keys.as_object().unwrap().iter().for_each(|(key, value)| config[key] = value.clone());
+    std::fs::write(to.join("adapter_config.json"), config.to_string()).unwrap();
+}

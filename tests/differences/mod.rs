@@ -19,6 +19,12 @@ pub fn difference_of_values(a: &[f32], b: &[f32]) -> f32 {
     largest_of(a.iter().zip(b).map(|(a, b)| a - b))
 }
 
+/// Asserts that logits differ by rounding alone.
+pub fn assert_same_logits(found: &[f32], expected: &[f32]) {
+    let apart = difference_of_values(found, expected);
+    assert!(apart < 2e-4, "logits are {apart:.1e} apart");
+}
+
 /// The largest magnitude; there is at least one value.
 fn largest_of(values: impl IntoIterator<Item = f32>) -> f32 {
     values.into_iter().map(f32::abs).max_by(f32::total_cmp).unwrap()

@@ -1,11 +1,14 @@
-//! A local server that answers as the Hub does.
+//! A local server that answers as the Hub does, and commands that use it.
+#![allow(dead_code, reason = "every test file uses a part of this")]
 
+use crate::binary::{Ran, command, run};
 use lorakit_format::hash::sha256;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 /// A request that the server got.
@@ -276,4 +279,45 @@ fn list(repositories: &[LocalRepository], query: &str) -> Answer {
         answer.headers.push(("Link".to_owned(), next));
     }
     answer
+}
+
+/// The commit of most repositories.
+pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+/// A command with these settings of the Hub and no others.
+pub fn with(arguments: &[&str], settings: &[(&str, &str)]) -> Command {
+    let mut command = command(arguments);
+    let hub =
+        ["HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "HF_TOKEN_PATH", "HF_HUB_OFFLINE", "HF_ENDPOINT", "XDG_CACHE_HOME"];
+    let proxy =
+        ["ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "NO_PROXY", "no_proxy"];
+    for name in hub.iter().chain(&proxy) {
+        command.env_remove(name);
+    }
+    command.envs(settings.iter().copied());
+    command
+}
+
+/// The bundled base as a folder, with files that the Hub's repositories have.
+pub fn pico_folder(within: &Path) -> PathBuf {
+    let folder = within.join("pico");
+    run(["base", "write", "--out", folder.to_str().unwrap()]).ok();
+    for (name, text) in [
+        ("pytorch_model.bin", "no"),
+        ("README.md", "# pico"),
+        ("LICENSE", "Apache"),
+        ("chat_template.jinja", "{{ messages }}"),
+        ("generation_config.json", "{}"),
+        ("added_tokens.json", "{}"),
+    ] {
+        std::fs::write(folder.join(name), text).unwrap();
+    }
+    std::fs::create_dir(folder.join("additional_chat_templates")).unwrap();
+    std::fs::write(folder.join("additional_chat_templates/tool_use.jinja"), "{{ tools }}").unwrap();
+    folder
+}
+
+/// Runs `base info`.
+pub fn info(base: &str, settings: &[(&str, &str)]) -> Ran {
+    with(&["base", "info", base, "--json"], settings).output().unwrap().into()
 }
