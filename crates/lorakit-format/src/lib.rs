@@ -56,5 +56,5 @@ pub use error_chain::error_chain;
 pub use folder_lock::{FolderLock, LockAttempt, takeover_time};
 pub use lfs_pointer::refuse_lfs_pointer;
 pub use limited_read::{read_text, read_text_up_to};
-pub use python_pattern::from_python;
+pub use python_pattern::{from_python, replacement_from_python};
 pub use similar_names::{did_you_mean, similar_names};

@@ -21,6 +21,8 @@ pub fn from_python(pattern: &str) -> String {
         match next {
             '\\' => match rest.next() {
                 Some('Z') => out.push_str(r"\z"),
+                // In fancy_regex these are the ends of words.
+                Some(literal @ ('<' | '>')) => out.push(literal),
                 escaped => out.extend(['\\'].into_iter().chain(escaped)),
             },
             '[' => translate_class(&mut rest, &mut out),
@@ -48,6 +50,35 @@ pub fn from_python(pattern: &str) -> String {
         }
     }
     out
+}
+
+/// The replacement of Python's `re.sub` in the syntax of fancy_regex: `\1` and `\g<name>` are groups, and `$` is itself.
+pub fn replacement_from_python(replacement: &str) -> String {
+    let mut out = String::with_capacity(replacement.len());
+    let mut rest = replacement.chars().peekable();
+    while let Some(next) = rest.next() {
+        match next {
+            '$' => out.push_str("$$"),
+            '\\' => translate_reference(&mut rest, &mut out),
+            other => out.push(other),
+        }
+    }
+    out
+}
+
+/// Writes what follows a backslash in a replacement.
+fn translate_reference(rest: &mut Peekable<Chars>, out: &mut String) {
+    let group: String = match rest.next() {
+        Some(first) if first.is_ascii_digit() => {
+            [first].into_iter().chain(rest.next_if(char::is_ascii_digit)).collect()
+        }
+        Some('g') if rest.next_if_eq(&'<').is_some() => rest.take_while(|next| *next != '>').collect(),
+        Some('n') => return out.push('\n'),
+        Some('t') => return out.push('\t'),
+        Some('\\') | None => return out.push('\\'),
+        Some(other) => return out.extend(['\\', other]),
+    };
+    out.extend(["${", &group, "}"]);
 }
 
 /// Whether a parenthesis opens a comment, `(?#...)`.
@@ -151,6 +182,25 @@ mod tests {
         assert_eq!(found("a(?=b$)", "ab\n"), Some("a"));
         assert_eq!(found("(?<!a)b$", "b\n"), Some("b"));
         assert_eq!(found(r"(?<=\()b\)$", "(b)\n"), Some("b)"));
+    }
+
+    #[test]
+    fn escaped_angle_brackets_are_literal() {
+        assert_eq!(found(r"\<a\>(.*?)\<\/a\>", "x <a>b</a>"), Some("<a>b</a>"));
+        assert_eq!(found(r"\bb\b", "a b"), Some("b"));
+    }
+
+    // What is expected here is what Python 3.11's `re.sub` returns.
+    #[test]
+    fn replacements_refer_to_groups_by_backslashes() {
+        let replaced = |pattern: &str, text: &str, replacement: &str| {
+            let regex = Regex::new(&from_python(pattern)).unwrap();
+            regex.replace_all(text, &*replacement_from_python(replacement)).into_owned()
+        };
+        assert_eq!(replaced(r"(\d)(x)?", "a1", r"<\1>"), "a<1>");
+        assert_eq!(replaced("(?P<n>[0-9])", "a1", r"\g<n>0\g<1>"), "a101");
+        assert_eq!(replaced("x", "x", "$1,000"), "$1,000");
+        assert_eq!(replaced("x", "x", r"a\\b\n\t"), "a\\b\n\t");
     }
 
     #[test]

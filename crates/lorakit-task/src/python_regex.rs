@@ -1,7 +1,7 @@
 //! Regular expressions as Python's `re` reads them, in which task files of lm-evaluation-harness are written.
 
 use fancy_regex::{Captures, Error, Regex};
-use lorakit_format::from_python;
+use lorakit_format::{from_python, replacement_from_python};
 
 /// A pattern that matches what it matches in Python. Look-around is allowed; backtracking is bounded.
 #[derive(Clone, Debug)]
@@ -26,9 +26,10 @@ impl PythonRegex {
         self.regex.captures(text).map_err(Box::new)
     }
 
-    /// The text with all matches replaced.
+    /// The text with all matches replaced, as by `re.sub`.
     pub(crate) fn replace_all(&self, text: &str, replacement: &str) -> Result<String, Box<Error>> {
-        let replaced = self.regex.try_replacen(text, 0, replacement).map_err(Box::new)?;
+        let replacement = replacement_from_python(replacement);
+        let replaced = self.regex.try_replacen(text, 0, replacement.as_str()).map_err(Box::new)?;
         Ok(replaced.into_owned())
     }
 }
@@ -43,5 +44,6 @@ mod tests {
         let replaced = |pattern: &str, text| PythonRegex::new(pattern).unwrap().replace_all(text, "").unwrap();
         assert_eq!(replaced(r"\.$", "yes.\n"), "yes\n");
         assert_eq!(PythonRegex::new(r"\.$").unwrap().source(), r"\.$");
+        assert_eq!(PythonRegex::new("(a)").unwrap().replace_all("ab", r"<\1>$").unwrap(), "<a>$b");
     }
 }
