@@ -46,7 +46,8 @@ impl Cli {
     }
 }
 
-/// Prints a usage error, or the help that was asked for, and exits: as clap does, but help that cannot be written is a failure.
+/// Prints a usage error, or the help that was asked for, and exits: as clap does, but help that cannot be written is a
+/// failure.
 fn exit(error: &clap::Error) -> ! {
     if error.use_stderr() {
         error.exit();

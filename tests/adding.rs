@@ -13,7 +13,7 @@ use std::fs;
 use std::path::Path;
 
 #[test]
-fn adapters_of_one_name_or_a_wrong_one_create_no_library() {
+fn repeated_or_invalid_names_create_no_library() {
     let (adapter, folder) = (peft_fixture("mistral").join("adapters/e0"), tempfile::tempdir().unwrap());
     let library = folder.path().join("library");
     let twin = format!("a={}", adapter.display());

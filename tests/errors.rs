@@ -97,7 +97,7 @@ fn wrong_clusters_files_are_refused() {
 }
 
 #[test]
-fn an_adapter_in_place_of_a_base_is_named_one() {
+fn an_adapter_given_as_a_base_is_refused_with_its_base() {
     let folder = tempfile::tempdir().unwrap();
     for (config, advice) in [
         (r#"{"base_model_name_or_path": "acme/tiny"}"#, "it was made for --base hub:acme/tiny"),

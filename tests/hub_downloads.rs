@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 const NEWER: &str = "89abcdef0123456789abcdef0123456789abcdef";
 
 #[test]
-fn an_adapter_in_place_of_a_base_is_named_one() {
+fn an_adapter_given_as_a_base_is_refused_with_its_base() {
     let work = tempfile::tempdir().unwrap();
     let folder = work.path().join("adapter");
     std::fs::create_dir(&folder).unwrap();
@@ -246,9 +246,151 @@ fn the_token_is_sent() {
     assert!(server.requests().iter().all(|request| request.authorization.as_deref() == Some("Bearer abc")));
 }
 
+/// A server that has `folder` as a model, with what it does otherwise than the Hub.
+fn departing(folder: &Path, behavior: Behavior) -> HubServer {
+    HubServer::of(vec![LocalRepository::model("acme/tiny", COMMIT, folder).with(behavior)])
+}
+
+#[test]
+fn files_that_are_stored_at_another_host_are_downloaded_without_the_token() {
+    let work = tempfile::tempdir().unwrap();
+    let folder = pico_folder(work.path());
+    let storage = HubServer::of(vec![LocalRepository::model("acme/tiny", COMMIT, &folder)]);
+    for gives_etags in [true, false] {
+        let home = work.path().join(gives_etags.to_string());
+        let behavior = Behavior { storage: Some((storage.address().to_owned(), gives_etags)), ..Behavior::default() };
+        let server = departing(&folder, behavior);
+        let settings = [("HF_ENDPOINT", server.address()), ("HF_HOME", home.to_str().unwrap()), ("HF_TOKEN", "secret")];
+        info("hub:acme/tiny", &settings).ok();
+        let snapshot = home.join("hub/models--acme--tiny/snapshots").join(COMMIT);
+        let read = |folder: &Path| std::fs::read(folder.join("model.safetensors")).unwrap();
+        assert_eq!(read(&snapshot), read(&folder));
+        assert!(server.requests().iter().all(|request| request.authorization.as_deref() == Some("Bearer secret")));
+    }
+    assert!(!storage.requests().is_empty());
+    assert!(storage.requests().iter().all(|request| request.authorization.is_none()), "{:?}", storage.requests());
+}
+
+#[test]
+fn files_are_downloaded_without_ranges_and_when_empty() {
+    let work = tempfile::tempdir().unwrap();
+    let folder = pico_folder(work.path());
+    std::fs::write(folder.join("LICENSE"), "").unwrap();
+    for no_ranges in [false, true] {
+        let home = work.path().join(no_ranges.to_string());
+        let server = departing(&folder, Behavior { no_ranges, ..Behavior::default() });
+        info("hub:acme/tiny", &[("HF_ENDPOINT", server.address()), ("HF_HOME", home.to_str().unwrap())]).ok();
+        let snapshot = home.join("hub/models--acme--tiny/snapshots").join(COMMIT);
+        for kept in ["model.safetensors", "LICENSE"] {
+            assert_eq!(
+                std::fs::read(snapshot.join(kept)).unwrap(),
+                std::fs::read(folder.join(kept)).unwrap(),
+                "{kept}"
+            );
+        }
+    }
+}
+
+#[test]
+fn an_interrupted_download_resumes() {
+    let work = tempfile::tempdir().unwrap();
+    let folder = pico_folder(work.path());
+    let content = std::fs::read(folder.join("model.safetensors")).unwrap();
+    let home = work.path().join("home");
+    let cache = home.join("hub/models--acme--tiny");
+    let open = |behavior: Behavior| {
+        let server = departing(&folder, behavior);
+        let ran = info("hub:acme/tiny", &[("HF_ENDPOINT", server.address()), ("HF_HOME", home.to_str().unwrap())]);
+        (ran, server.requests())
+    };
+    // A server without ranges that ends every connection early makes no progress.
+    let cut = content.len() / 3;
+    let (ran, _) = open(Behavior { cut: Some(cut), no_ranges: true, ..Behavior::default() });
+    assert_contains(&ran.failed(1), &["model.safetensors: cannot be downloaded: the download stopped early"]);
+    let part = cache.join("blobs").join(format!("{}.incomplete", lorakit_format::hash::sha256(&content)));
+    assert_eq!(std::fs::read(&part).unwrap(), content[..cut]);
+    // One with ranges does, connection by connection.
+    let (ran, requests) = open(Behavior { cut: Some(cut), ..Behavior::default() });
+    ran.ok();
+    let ranges: Vec<_> = requests.iter().filter_map(|request| request.range.clone()).collect();
+    assert_eq!(ranges[..2], [format!("bytes={cut}-"), format!("bytes={}-", 2 * cut)]);
+    assert!(!part.exists());
+    assert_eq!(std::fs::read(cache.join("snapshots").join(COMMIT).join("model.safetensors")).unwrap(), content);
+    // A partial file that is longer than the file is none of it.
+    std::fs::remove_dir_all(cache.join("snapshots")).unwrap();
+    std::fs::remove_file(part.with_extension("")).unwrap();
+    std::fs::write(&part, [&content[..], b"more"].concat()).unwrap();
+    open(Behavior::default()).0.ok();
+    assert_eq!(std::fs::read(cache.join("snapshots").join(COMMIT).join("model.safetensors")).unwrap(), content);
+}
+
+/// An endpoint can be anyone's, and a cache is shared by programs.
+#[test]
+fn no_answer_leads_out_of_the_cache() {
+    let work = tempfile::tempdir().unwrap();
+    let folder = pico_folder(work.path());
+    let home = work.path().join("home");
+    let cache = home.join("hub/models--acme--tiny");
+    std::fs::create_dir_all(cache.join("refs")).unwrap();
+    std::fs::create_dir_all(cache.join("blobs")).unwrap();
+    let victim = home.join("victim");
+    std::fs::write(&victim, "kept").unwrap();
+    let settings = |server: &HubServer| {
+        let settings = [("HF_ENDPOINT", server.address()), ("HF_HOME", home.to_str().unwrap())];
+        settings.map(|(name, value)| (name, value.to_owned()))
+    };
+    let open = |server: &HubServer| {
+        let settings = settings(server);
+        info("hub:acme/tiny", &settings.each_ref().map(|(name, value)| (*name, value.as_str())))
+    };
+    let server = HubServer::of(vec![LocalRepository::model("acme/tiny", "../../../victim", &folder)]);
+    assert_contains(&open(&server).failed(1), &["not an answer of the Hub", "../../../victim"]);
+    let etag = Some("../../../victim".to_owned());
+    open(&departing(&folder, Behavior { etag, ..Behavior::default() })).ok();
+    assert_eq!(std::fs::read_to_string(&victim).unwrap(), "kept");
+    // A reference of the cache to a folder elsewhere.
+    std::fs::rename(&folder, home.join("outside")).unwrap();
+    std::fs::write(cache.join("refs/main"), "../../../outside").unwrap();
+    let offline = [("HF_HUB_OFFLINE", "1"), ("HF_HOME", home.to_str().unwrap())];
+    assert_contains(&info("hub:acme/tiny", &offline).failed(1), &["has no copy"]);
+}
+
+#[test]
+fn the_proxy_is_not_used_for_hosts_of_no_proxy() {
+    let work = tempfile::tempdir().unwrap();
+    let home = work.path().join("home");
+    let server = departing(&pico_folder(work.path()), Behavior::default());
+    // Nothing answers there.
+    let settings =
+        [("HF_ENDPOINT", server.address()), ("HF_HOME", home.to_str().unwrap()), ("HTTP_PROXY", "http://127.0.0.1:9")];
+    assert_contains(&info("hub:acme/tiny", &settings).failed(1), &["no network"]);
+    assert!(server.requests().is_empty());
+    for no_proxy in ["NO_PROXY", "no_proxy"] {
+        let none = [&settings[..], &[(no_proxy, "localhost,127.0.0.1")]].concat();
+        info("hub:acme/tiny", &none).ok();
+    }
+}
+
+#[test]
+fn what_a_repository_lacks_is_named() {
+    let work = tempfile::tempdir().unwrap();
+    let home = work.path().join("home");
+    let absent = Some("tokenizer.json".to_owned());
+    let server = departing(&pico_folder(work.path()), Behavior { absent, ..Behavior::default() });
+    let open = |server: &HubServer| {
+        info("hub:acme/tiny", &[("HF_ENDPOINT", server.address()), ("HF_HOME", home.to_str().unwrap())]).failed(1)
+    };
+    let message = open(&server);
+    assert_contains(&message, &["no such file (HTTP 404)", "lists `tokenizer.json` but does not have it"]);
+    assert!(!message.contains("check organization"), "{message}");
+    let empty = work.path().join("empty");
+    std::fs::create_dir(&empty).unwrap();
+    assert_contains(&open(&departing(&empty, Behavior::default())), &["the repository has no", "; it has no files"]);
+}
+
 #[cfg(unix)]
 #[test]
-fn variables_that_are_not_unicode_are_no_obstacle() {
+fn variables_that_are_not_unicode_are_ignored() {
     use std::os::unix::ffi::OsStrExt;
     let work = tempfile::tempdir().unwrap();
     let settings = [("HF_HUB_OFFLINE", "1"), ("HF_HOME", work.path().to_str().unwrap())];
@@ -317,7 +459,7 @@ fn adapters_are_added_from_the_hub() {
     assert_contains(&add("c", &["x=hub:lots/*"]).failed(2), &["one name for 3 adapters"]);
     let absent = add("c", &["hub:acme/many/third"]).failed(1);
     assert_contains(&absent, &["no third/adapter_config.json; it has", "first/adapter_config.json"]);
-    assert_contains(&add("c", &["hub:many"]).failed(1), &["expected hub:ORG/NAME[@REV][/FOLDER]"]);
+    assert_contains(&add("c", &["hub:many"]).failed(1), &["expected hub:ORG/NAME[@REV][/FOLDER|/FILE.gguf]"]);
 }
 
 #[test]

@@ -19,7 +19,7 @@ pub fn check_base(expert: &mut NewExpert, OpenBase { resolved, base }: &OpenBase
     Ok(())
 }
 
-/// Refuses names that no expert can have, existing and repeated ones, adapters of another base, and adapters whose widths differ from the others.
+/// Refuses invalid, existing and repeated names, adapters of another base, and adapters of other widths.
 pub fn refuse_incompatible(experts: &mut NewExperts, library: &Library) -> Result<()> {
     let mut reference = match library.expert_names()?.first() {
         Some(first) => Some((format!("the expert `{first}`"), library.adapter(first)?)),

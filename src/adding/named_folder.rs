@@ -55,9 +55,9 @@ impl NamedFolder {
         usage::ensure(!self.given || adapters.len() == 1, || {
             format!("{}=: one name for {} adapters; leave it out", self.name, adapters.len())
         })?;
-        let named = |HubAdapter { name, repository, folder }: HubAdapter| {
+        let named = |HubAdapter { name, repository, path }: HubAdapter| {
             let name = if self.given { self.name.clone() } else { name };
-            match folder {
+            match path {
                 Ok(folder) => Ok(Self { name, folder, given: self.given }),
                 Err(error) => Err(Refusal { name, folder: repository.into(), error }),
             }

@@ -5,12 +5,12 @@ use crate::base::base_source::BaseSource;
 use crate::base::resolved_base::ResolvedBase;
 use crate::command_context::CommandContext;
 use anyhow::{Context as _, Result};
-use lorakit_adapter::{Adapter, BaseIdentity, DenseAdapter, ExpertRecord, OpaqueRecord};
+use lorakit_adapter::{Adapter, AdapterError, BaseIdentity, DenseAdapter, ExpertRecord, OpaqueRecord};
 use lorakit_fit::conversion::{Conversion, convert, ensure_copies};
 use lorakit_fit::record_beside;
 use lorakit_model::Base;
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// An adapter to add.
 pub struct NewExpert {
@@ -44,16 +44,18 @@ impl OpenBase {
 }
 
 impl NewExpert {
-    /// Reads an adapter folder, whatever form its weights are in, or a GGUF adapter of `base`. What the folder holds of the
-    /// base itself is compared with it later if `compared`.
-    pub fn read(named: &NamedFolder, base: Option<&BaseIdentity>, compared: bool) -> Result<Self> {
+    /// Reads an adapter folder with `read_folder`, whatever form its weights are in, or a GGUF adapter of `base`.
+    pub fn read(
+        named: &NamedFolder,
+        base: Option<&BaseIdentity>,
+        read_folder: fn(&Path) -> Result<Adapter, AdapterError>,
+    ) -> Result<Self> {
         Ok(Self {
             name: named.name.clone(),
             folder: named.folder.clone(),
             adapter: match is_gguf_file(&named.folder) {
                 true => Adapter::read_gguf(&named.folder, base)?,
-                false if compared => Adapter::read_to_compare(&named.folder)?,
-                false => Adapter::read(&named.folder)?,
+                false => read_folder(&named.folder)?,
             },
             record: record_beside(&named.folder)?,
             conversion: None,
@@ -69,11 +71,11 @@ impl NewExpert {
         skip_image_encoder: bool,
     ) -> Result<Self> {
         if is_gguf_file(&named.folder) {
-            return Self::read(named, Some(base.identity()), true);
+            return Self::read(named, Some(base.identity()), Adapter::read_with_base_biases);
         }
         let dense = DenseAdapter::read(&named.folder)?;
         if dense.is_low_rank() && !dense.names_copies() {
-            return Self::read(named, Some(base.identity()), true);
+            return Self::read(named, Some(base.identity()), Adapter::read_with_base_biases);
         }
         let folder = || named.folder.display().to_string();
         let text = match skip_image_encoder {

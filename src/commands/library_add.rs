@@ -38,8 +38,8 @@ pub struct AddArgs {
     /// behavior is unchanged; the image encoder is left as in the base
     #[arg(long)]
     skip_image_encoder: bool,
-    /// Adapter folders, GGUF adapters (FILE.gguf), hub:ORG/NAME[@REV][/FOLDER] or [/FILE.gguf], or hub:ORG/PATTERN with * for
-    /// any text; the name of an expert defaults to that of its folder, file or repository
+    /// Adapter folders, GGUF adapters (FILE.gguf), hub:ORG/NAME[@REV][/FOLDER|/FILE.gguf], or hub:ORG/PATTERN with * for any
+    /// text; the name of an expert defaults to that of its folder, file or repository
     #[arg(required = true, value_name = "[NAME=]DIR")]
     adapters: Vec<NamedFolder>,
 }
@@ -66,7 +66,9 @@ pub fn run(args: &AddArgs, context: &CommandContext) -> Result<()> {
     let identity = base.as_ref().map(|open| open.base.identity()).or(recorded.as_ref());
     let mut experts = NewExperts::read(folders, |named| match (args.convert, &base) {
         (Some(SvdRank(rank)), Some(base)) => NewExpert::convert(named, base, rank, args.skip_image_encoder),
-        _ => NewExpert::read(named, identity, base.is_some()),
+        // The biases are compared with the base's below.
+        (_, Some(_)) => NewExpert::read(named, identity, Adapter::read_with_base_biases),
+        (_, None) => NewExpert::read(named, identity, Adapter::read),
     });
     if args.skip_image_encoder {
         experts.leave_out_image_encoders();

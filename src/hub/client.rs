@@ -127,14 +127,14 @@ impl HubClient {
         self.send("GET", url, &[], |_| false)
     }
 
-    /// The response to a request; the error is None where no request may be made. Redirections are followed, except for
-    /// one to another host whose own headers are `enough`.
+    /// The response to a request; the error is None when offline. Redirects are followed, except to another host where
+    /// `is_answered` accepts the redirect itself.
     pub fn send(
         &self,
         method: &str,
         url: &str,
         headers: &[(&str, &str)],
-        enough: impl Fn(&ureq::Response) -> bool,
+        is_answered: impl Fn(&ureq::Response) -> bool,
     ) -> Result<ureq::Response, Option<Box<ureq::Error>>> {
         if self.environment.offline {
             return Err(None);
@@ -148,7 +148,7 @@ impl HubClient {
             let location = response.header("Location").filter(|_| (300..400).contains(&response.status()));
             let target = location.and_then(|location| address.ok()?.as_url().join(location).ok());
             let Some(target) = target else { return Ok(response) };
-            if enough(&response) && !is_at(target.as_str(), &self.environment.endpoint) {
+            if is_answered(&response) && !has_same_origin(target.as_str(), &self.environment.endpoint) {
                 return Ok(response);
             }
             if redirects == MAX_REDIRECTS {
@@ -167,7 +167,7 @@ impl HubClient {
         });
         let agent = if is_direct { &self.direct } else { &self.proxied };
         let request = agent.request(method, url).set("User-Agent", concat!("lorakit/", env!("CARGO_PKG_VERSION")));
-        match self.environment.token.as_ref().filter(|_| is_at(url, &self.environment.endpoint)) {
+        match self.environment.token.as_ref().filter(|_| has_same_origin(url, &self.environment.endpoint)) {
             Some(token) => request.set("Authorization", &format!("Bearer {token}")),
             None => request,
         }
@@ -186,10 +186,15 @@ pub(super) fn not_of_the_hub(url: &str) -> String {
     format!("{url}: not an answer of the Hub; check HF_ENDPOINT and proxies")
 }
 
-/// Whether an address is at the host of an endpoint, with the same scheme and port.
-fn is_at(url: &str, endpoint: &str) -> bool {
+/// Whether a text is the hash of a commit: of git's 40 digits, or 64 where a repository uses SHA-256.
+pub fn is_commit_hash(text: &str) -> bool {
+    matches!(text.len(), 40 | 64) && text.chars().all(|c| c.is_ascii_hexdigit())
+}
+
+/// Whether two URLs have the same origin: scheme, host and port.
+fn has_same_origin(url: &str, other: &str) -> bool {
     let origin = |url: &str| Some(ureq::get(url).request_url().ok()?.as_url().origin());
-    origin(url).is_some_and(|own| Some(own) == origin(endpoint))
+    origin(url).is_some_and(|own| Some(own) == origin(other))
 }
 
 /// The address of the next page in a `Link` header: `<https://...>; rel="next"`.
@@ -206,8 +211,8 @@ mod tests {
     fn only_addresses_at_the_endpoint_see_the_token() {
         let hub = "https://huggingface.co";
         for endpoint in [hub, "https://huggingface.co/"] {
-            assert!(is_at("https://huggingface.co/api/models?search=x", endpoint));
-            assert!(is_at("https://huggingface.co?x", endpoint));
+            assert!(has_same_origin("https://huggingface.co/api/models?search=x", endpoint));
+            assert!(has_same_origin("https://huggingface.co?x", endpoint));
         }
         for other in [
             "https://huggingface.co.evil.org/x",
@@ -216,7 +221,7 @@ mod tests {
             "https://huggingface.co:8443/x",
             "https://cdn.huggingface.co/x",
         ] {
-            assert!(!is_at(other, hub), "{other}");
+            assert!(!has_same_origin(other, hub), "{other}");
         }
     }
 }

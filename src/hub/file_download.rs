@@ -13,7 +13,7 @@ use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::Path;
 use std::time::Duration;
 
-/// How often a download that broke off is taken up again without a new byte.
+/// How many times in a row a download that makes no progress is retried.
 const RETRIES: u32 = 3;
 
 /// A file to download.
@@ -122,7 +122,7 @@ impl FileDownload<'_> {
                 let failure = self.failure(error);
                 if done > 0 && matches!(failure, HubFailure::Status(416, _)) {
                     restart(&mut file).with_context(cannot)?;
-                    return Ok(Err(HubFailure::BrokenOff("there was more of the file than it has".to_owned())));
+                    return Ok(Err(HubFailure::Truncated("the partial file was longer than the file".to_owned())));
                 }
                 return Ok(Err(failure));
             }
@@ -133,7 +133,7 @@ impl FileDownload<'_> {
             200 => done = restart(&mut file).with_context(cannot)?,
             206 => {
                 restart(&mut file).with_context(cannot)?;
-                return Ok(Err(HubFailure::BrokenOff("another part of the file arrived".to_owned())));
+                return Ok(Err(HubFailure::Truncated("the server sent another range".to_owned())));
             }
             status => return Ok(Err(HubFailure::Status(status, response.status_text().to_owned()))),
         }
@@ -142,13 +142,13 @@ impl FileDownload<'_> {
         bar.set_position(done);
         match copy(response, &mut file, bar).with_context(cannot)? {
             Ok(copied) => done += copied,
-            Err(reason) => return Ok(Err(HubFailure::BrokenOff(reason))),
+            Err(reason) => return Ok(Err(HubFailure::Truncated(reason))),
         }
         if let Some(size) = size.filter(|&size| size != done) {
             if done > size {
                 restart(&mut file).with_context(cannot)?;
             }
-            return Ok(Err(HubFailure::BrokenOff(format!("{done} of {size} bytes arrived"))));
+            return Ok(Err(HubFailure::Truncated(format!("{done} of {size} bytes received"))));
         }
         Ok(Ok(()))
     }

@@ -1,5 +1,4 @@
-//! The files of adapters on the Hub: `hub:ORG/NAME[@REV]`, with `/FOLDER` or `/FILE.gguf` of one within it, and
-//! `hub:ORG/PATTERN` for all that match.
+//! The files of adapters on the Hub: `hub:ORG/NAME[@REV][/FOLDER|/FILE.gguf]`, and `hub:ORG/PATTERN` for all that match.
 
 use super::client::HubClient;
 use super::glob;
@@ -18,38 +17,35 @@ pub struct HubAdapter {
     /// Its repository, as it is typed.
     pub repository: String,
     /// Its folder or GGUF file in the local cache, or why it could not be downloaded.
-    pub folder: Result<PathBuf>,
+    pub path: Result<PathBuf>,
 }
 
 /// Downloads the adapters that follow `hub:`. One that cannot be downloaded does not keep the others back.
 pub fn fetch(spec: &str, context: &CommandContext) -> Result<Vec<HubAdapter>> {
-    let named = |repository: Repository, folder: &str| {
-        let last = if folder.is_empty() { &repository.name } else { folder };
+    let named = |repository: Repository, within: &str| {
+        let last = if within.is_empty() { &repository.name } else { within };
         let name = last.rsplit('/').next().unwrap_or_default().to_owned();
-        if is_gguf(Path::new(folder)) {
+        if is_gguf(Path::new(within)) {
             let name = Path::new(&name).file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            let cached = snapshot(&repository, &GgufAdapterFile(folder), context).map(|snapshot| snapshot.join(folder));
-            return HubAdapter { name, repository: format!("{repository}/{folder}"), folder: cached };
+            let cached = snapshot(&repository, &GgufAdapterFile(within), context).map(|snapshot| snapshot.join(within));
+            return HubAdapter { name, repository: format!("{repository}/{within}"), path: cached };
         }
-        let files = AdapterFiles { folder: folder.to_owned(), typed: repository.to_string() };
-        let cached = snapshot(&repository, &files, context).map(|snapshot| in_folder(&snapshot.join(folder)));
-        HubAdapter { name, repository: repository.to_string(), folder: cached }
+        let files = AdapterFiles { folder: within.to_owned(), typed: repository.to_string() };
+        let cached = snapshot(&repository, &files, context).map(|snapshot| {
+            let folder = snapshot.join(within);
+            only_gguf(&folder).unwrap_or(folder)
+        });
+        HubAdapter { name, repository: repository.to_string(), path: cached }
     };
     if spec.contains('*') {
         return Ok(matching(spec)?.into_iter().map(|repository| named(repository, "")).collect());
     }
     match Repository::parse(RepositoryKind::Model, spec) {
-        Some((repository, folder)) => Ok(vec![named(repository, folder)]),
-        None => bail!(
-            "hub:{spec}: expected hub:ORG/NAME[@REV][/FOLDER], a file of it with /FILE.gguf, or hub:ORG/PATTERN with * for \
-             any text"
-        ),
+        Some((repository, within)) => Ok(vec![named(repository, within)]),
+        None => {
+            bail!("hub:{spec}: expected hub:ORG/NAME[@REV][/FOLDER|/FILE.gguf], or hub:ORG/PATTERN with * for any text")
+        }
     }
-}
-
-/// The adapter in a folder: its only GGUF file where it holds nothing else, or the folder.
-fn in_folder(folder: &Path) -> PathBuf {
-    only_gguf(folder).unwrap_or_else(|| folder.to_owned())
 }
 
 /// The GGUF file of a folder that has one, and no PEFT adapter.

@@ -46,7 +46,7 @@ pub enum HubFailure {
         reason: String,
     },
     /// A download ended early, for this reason.
-    BrokenOff(String),
+    Truncated(String),
     /// `HF_HUB_OFFLINE` is set.
     Offline,
 }
@@ -92,7 +92,7 @@ impl HubFailure {
 
     /// Whether the same request may succeed a moment later.
     pub fn is_temporary(&self) -> bool {
-        matches!(self, Self::NoNetwork { .. } | Self::BrokenOff(_) | Self::Status(408 | 500..=599, _))
+        matches!(self, Self::NoNetwork { .. } | Self::Truncated(_) | Self::Status(408 | 500..=599, _))
     }
 }
 
@@ -139,8 +139,8 @@ impl fmt::Display for HubFailure {
                     "no network: {endpoint} cannot be reached ({reason}); check the connection, proxy and HF_ENDPOINT"
                 )
             }
-            Self::BrokenOff(reason) => {
-                write!(f, "the download broke off ({reason}); try again, and it goes on where it stopped")
+            Self::Truncated(reason) => {
+                write!(f, "the download stopped early ({reason}); run the command again to resume it")
             }
             Self::Offline => f.write_str("HF_HUB_OFFLINE is set, so nothing is downloaded"),
         }

@@ -8,7 +8,7 @@ use std::fmt::Write;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-/// A bar of the bytes of a file that is downloaded.
+/// A progress bar for downloading a file, in bytes.
 pub fn download_bar(shown: bool, file: &str) -> ProgressBar {
     const LONGEST_NAME: usize = 30;
     if !shown {

@@ -12,8 +12,8 @@ use serde::Serialize;
 #[derive(Default)]
 pub struct Failures {
     all: Vec<Failure>,
-    /// Whether there is a single evaluation: its failure is the command's, and is not also warned of.
-    is_alone: bool,
+    /// Whether a failure is reported in the command's error alone, since no other evaluation continues.
+    reports_once: bool,
 }
 
 /// A router, a task, or a router on a task that could not be evaluated.
@@ -27,9 +27,9 @@ pub struct Failure {
 }
 
 impl Failures {
-    /// No other evaluation goes on when one fails.
-    pub fn expect_one(&mut self) {
-        self.is_alone = self.all.is_empty();
+    /// From now on reports a failure in the command's error alone, since no other evaluation continues.
+    pub fn report_once(&mut self) {
+        self.reports_once = true;
     }
 
     /// Records an error, and warns of it where other evaluations go on; an interruption is returned.
@@ -45,7 +45,7 @@ impl Failures {
         }
         let (router, task) = (router.map(str::to_owned), task.map(str::to_owned));
         let failure = Failure { router, task, error: format!("{error:#}") };
-        if !self.is_alone {
+        if !self.reports_once {
             context.output.warn(failure.summary());
         }
         self.all.push(failure);
@@ -103,8 +103,8 @@ impl Failures {
 
     /// The outcome of the command; `scored`: whether any evaluation is complete.
     pub fn outcome(&self, scored: bool) -> Result<()> {
-        // Why, the warnings have said.
-        let say = if self.is_alone { Failure::summary } else { Failure::place };
+        // The warnings have given the reasons.
+        let say = if self.reports_once { Failure::summary } else { Failure::place };
         let failed: Vec<String> = self.all.iter().map(say).collect();
         let others = if scored { ", all others are complete" } else { "" };
         let many = pluralize(failed.len(), "evaluation");

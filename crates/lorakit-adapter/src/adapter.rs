@@ -29,8 +29,8 @@ pub struct Adapter {
     target_names: TargetNames,
     warnings: Vec<Warning>,
     base_tensors: BTreeMap<String, Matrix>,
-    /// Whether the head has the embedding's update, transposed, over a base that ties them.
-    pub(crate) head_follows: bool,
+    /// Whether the head is to get the embedding's update, transposed, over a base that ties them.
+    pub(crate) ties_head: bool,
 }
 
 impl Adapter {
@@ -45,7 +45,7 @@ impl Adapter {
             target_names: TargetNames::WholePaths,
             warnings: Vec::new(),
             base_tensors: BTreeMap::new(),
-            head_follows: false,
+            ties_head: false,
         }
     }
 
@@ -63,7 +63,7 @@ impl Adapter {
             target_names,
             warnings,
             base_tensors: BTreeMap::new(),
-            head_follows: false,
+            ties_head: false,
         }
     }
 

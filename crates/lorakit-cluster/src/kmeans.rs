@@ -74,7 +74,7 @@ impl Restart {
 /// proportional to `D(x)^2`, the squared distance to the nearest center so far, and of 2 + ln k draws the one that leaves
 /// the smallest sum of `D(x)^2` is kept.
 fn initial_centers(points: &[Vec<f64>], blocks: &PointBlocks, k: usize, mut rng: CounterRng) -> Vec<Vec<f64>> {
-    let mut centers = vec![points[rng.below_canon(points.len() as u32) as usize].clone()];
+    let mut centers = vec![points[rng.random_range_of_rand(points.len() as u32) as usize].clone()];
     let mut distances = blocks.squared_distances(&centers[0]);
     let trials = 2 + (k as f64).ln() as usize;
     while centers.len() < k {

@@ -19,8 +19,8 @@ pub fn random_clusters(names: impl IntoIterator<Item = String>, k: usize, seed: 
     check_k(k, names.len())?;
     let mut rng = CounterRng::seeded(seed, 0);
     let mut labels = vec![0; names.len()];
-    for (position, expert) in rng.shuffled(names.len() as u32).into_iter().enumerate() {
-        labels[expert] = if position < k { position } else { rng.below_canon(k as u32) as usize };
+    for (position, expert) in rng.shuffle_of_rand(names.len() as u32).into_iter().enumerate() {
+        labels[expert] = if position < k { position } else { rng.random_range_of_rand(k as u32) as usize };
     }
     Ok(Partition::new(&names, &labels))
 }

@@ -124,10 +124,10 @@ fn read_expert(
 /// The same adapter over `base`, whose head follows an adapted embedding where its configuration says so.
 ///
 /// # Errors
-/// As [`Adapter::with_head_of`].
+/// As [`Adapter::with_tied_head`].
 pub fn with_tied_head(adapter: Adapter, base: &Base) -> Result<Adapter> {
     let config = base.config();
-    Ok(adapter.with_head_of(config.descriptor.embedding, config.descriptor.lm_head, config.tied)?)
+    Ok(adapter.with_tied_head(config.descriptor.embedding, config.descriptor.lm_head, config.tied)?)
 }
 
 /// Opens one adapter folder as the only expert. What its file holds of the base itself is for the caller to compare with it:
@@ -137,7 +137,8 @@ pub fn with_tied_head(adapter: Adapter, base: &Base) -> Result<Adapter> {
 /// Where the adapter cannot be read, or belongs to another base.
 pub fn open_adapter(folder: &Path, base: &Base) -> Result<LibraryStack> {
     let place = || folder.display().to_string();
-    let adapter = Adapter::read_to_compare(folder)?.with_modules_of(&base.adaptable_modules()).with_context(place)?;
+    let adapter =
+        Adapter::read_with_base_biases(folder)?.with_modules_of(&base.adaptable_modules()).with_context(place)?;
     let adapter = with_tied_head(adapter, base).with_context(place)?;
     ensure_base(record_beside(folder)?.as_ref(), base).with_context(place)?;
     adapter.check_against(&base.adaptable_modules()).with_context(place)?;

@@ -176,8 +176,8 @@ fn owner() -> String {
     format!("process {} on {}, lease {started:x}", std::process::id(), host.trim())
 }
 
-/// The text of a lease; empty where there is none. Between listing and reading, a new holder may have removed it. One that
-/// cannot be read is no silent holder's: it would be taken over from one that is alive.
+/// The text of a lease; empty if there is none, since a new holder may have removed it after it was listed. A lease that
+/// cannot be read is an error: as an empty one it would be taken from a live holder.
 fn read_lease(path: &Path) -> Result<String, FormatError> {
     match fs::read_to_string(path) {
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::StaleNetworkFileHandle) => {

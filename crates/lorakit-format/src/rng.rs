@@ -100,9 +100,9 @@ impl CounterRng {
         ((u64::from(self.0.next_u32()) * u64::from(n)) >> 32) as u32
     }
 
-    /// Uniform in 0..n by Canon's method: from one 32-bit word, and from a second where the first alone would favor some
-    /// values, up to a bias below n / 2^64. The draws are those of `random_range` in rand 0.9.
-    pub fn below_canon(&mut self, n: u32) -> u32 {
+    /// As rand 0.9 draws it, for clusters of earlier versions: uniform in 0..n by Canon's method, from one 32-bit word, and
+    /// from a second where the first alone would favor some values, up to a bias below n / 2^64.
+    pub fn random_range_of_rand(&mut self, n: u32) -> u32 {
         let first = u64::from(self.0.next_u32()) * u64::from(n);
         let (draw, rest) = ((first >> 32) as u32, first as u32);
         if rest <= n.wrapping_neg() {
@@ -112,9 +112,9 @@ impl CounterRng {
         draw + u32::from(rest.checked_add((second >> 32) as u32).is_none())
     }
 
-    /// A random permutation of 0..n, in which one draw by [`below_canon`](Self::below_canon) serves as many positions as its
-    /// range has room for. It is that of `shuffle` in rand 0.9.
-    pub fn shuffled(&mut self, n: u32) -> Vec<usize> {
+    /// As rand 0.9 draws it, for clusters of earlier versions: a random permutation of 0..n, in which one draw by
+    /// [`random_range_of_rand`](Self::random_range_of_rand) serves as many positions as its range has room for.
+    pub fn shuffle_of_rand(&mut self, n: u32) -> Vec<usize> {
         let mut order: Vec<usize> = (0..n as usize).collect();
         let mut at = 1;
         while at < n {
@@ -123,7 +123,7 @@ impl CounterRng {
             while let Some(more) = choices.checked_mul(end + 1) {
                 (choices, end) = (more, end + 1);
             }
-            let mut draw = self.below_canon(choices);
+            let mut draw = self.random_range_of_rand(choices);
             for position in at..end.min(n) {
                 order.swap(position as usize, (draw % (position + 1)) as usize);
                 draw /= position + 1;
@@ -210,18 +210,18 @@ mod tests {
 
     /// As rand 0.9.5 draws them.
     #[test]
-    fn a_clusterings_draws() {
+    fn draws_of_clusters_are_those_of_rand() {
         let mut stream = CounterRng::seeded(9, 2);
-        assert_eq!([(); 4].map(|()| stream.below_canon(1000)), [713, 502, 828, 316]);
+        assert_eq!([(); 4].map(|()| stream.random_range_of_rand(1000)), [713, 502, 828, 316]);
         // Most of these take a second word.
         let mut stream = CounterRng::seeded(9, 2);
         let drawn = [2_141_148_324, 2_486_653_111, 2_903_142_558, 1_900_165_932, 2_199_570_083, 745_283_922];
-        assert_eq!(drawn.map(|_| stream.below_canon(3_000_000_001)), drawn);
+        assert_eq!(drawn.map(|_| stream.random_range_of_rand(3_000_000_001)), drawn);
         assert_eq!(stream.next_u32(), 948_193_509);
 
         let shuffled = |n: u32| {
             let mut stream = CounterRng::seeded(9, 2);
-            (stream.shuffled(n), stream.next_u32())
+            (stream.shuffle_of_rand(n), stream.next_u32())
         };
         assert_eq!(shuffled(10), (vec![8, 4, 9, 0, 6, 2, 1, 7, 5, 3], 0x80a8_37a9));
         let twenty = vec![8, 4, 9, 0, 6, 12, 10, 7, 13, 18, 1, 14, 2, 11, 16, 5, 15, 3, 17, 19];

@@ -175,11 +175,11 @@ pub fn write_file<S: AsRef<str> + Ord + std::fmt::Display, V: View>(
     write_file_by(path, |temporary| write_into(temporary, tensors, metadata).map_err(writing_error))
 }
 
-/// Writes a safetensors file into a folder that is being filled, with which it is synced.
+/// Writes a safetensors file without syncing it: the folder is synced as a whole when it is complete.
 ///
 /// # Errors
 /// If a tensor cannot be serialized, or the file cannot be written.
-pub fn write_unsynced<S: AsRef<str> + Ord + std::fmt::Display, V: View>(
+pub fn write_file_unsynced<S: AsRef<str> + Ord + std::fmt::Display, V: View>(
     path: &Path,
     tensors: impl IntoIterator<Item = (S, V)>,
     metadata: HashMap<String, String>,

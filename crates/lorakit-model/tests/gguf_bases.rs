@@ -247,7 +247,7 @@ fn yarn_has_the_attention_factor_of_the_converted_config() {
         assert!((attention_factor - expected).abs() < 1e-12, "{keys:?}: {attention_factor}");
     }
     let error = config(&[("factor", 4.0), ("yarn_ext_factor", 0.0)]).unwrap_err().to_string();
-    assert!(error.contains("`qwen2.rope.scaling.yarn_ext_factor` is 0; supported is 1 only"), "{error}");
+    assert!(error.contains("`qwen2.rope.scaling.yarn_ext_factor` is 0; only 1 is supported"), "{error}");
 }
 
 /// Such a file is of an architecture that has all biases of attention or none.

@@ -160,9 +160,7 @@ pub enum RouteError {
     #[error("the router's state has tasks of more than the {0} experts of this library")]
     StateExperts(usize),
     /// The state of `evidence` has a fallback that this version does not know.
-    #[error(
-        "the router's state has the fallback {0}, and those that are known are 0, 1 and 2: it is of another version"
-    )]
+    #[error("the router's state has the unknown fallback {0}, expected 0, 1 or 2; another version wrote it")]
     StateFallback(f32),
     /// A classifier reads another number of features than the base has.
     #[error("the classifier reads {expected} features, and the base has {found}")]

@@ -1,4 +1,4 @@
-//! The low-rank products of the experts of a site, for models of any float type.
+//! The experts of a site, applied to inputs of any float type.
 
 use candle_core::{DType, Tensor};
 use lorakit_lora::{Addition, GroupedLora, Outputs, TokenGroup};

@@ -427,8 +427,10 @@ pub enum TrainError {
 }
 
 fn describe_unknown_setting(name: &str, suggested: Option<&str>, known: &str) -> String {
+    if name == "seed" {
+        return "unknown setting `seed`; use the global option --seed".to_owned();
+    }
     match suggested {
-        _ if name == "seed" => "unknown setting `seed`; give it as the global option --seed".to_owned(),
         Some(suggested) => format!("unknown setting `{name}`; did you mean `{suggested}`? Settings: {known}"),
         None => format!("unknown setting `{name}`; expected one of {known}"),
     }

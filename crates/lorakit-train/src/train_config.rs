@@ -507,7 +507,7 @@ mod tests {
     #[test]
     fn the_seed_is_a_global_option() {
         let error = TrainConfig::default().set("seed=1").unwrap_err().to_string();
-        assert_eq!(error, "unknown setting `seed`; give it as the global option --seed");
+        assert_eq!(error, "unknown setting `seed`; use the global option --seed");
         let TrainError::Context { source, .. } = TrainConfig::from_toml("seed = 1", "f").unwrap_err() else { panic!() };
         assert!(source.to_string().ends_with("--seed"), "{source}");
     }

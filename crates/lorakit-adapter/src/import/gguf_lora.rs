@@ -46,7 +46,7 @@ struct GgufLora<'a> {
     alpha: f64,
     /// A and B by the tensor that they change.
     pairs: BTreeMap<&'a str, [Option<&'a GgufEntry>; 2]>,
-    /// The names of whole weights of norms.
+    /// The names of norm weights.
     norms: Vec<&'a str>,
 }
 
@@ -136,7 +136,7 @@ impl<'a> GgufLora<'a> {
         }
         let names = quote_names(&self.norms);
         let text = format!(
-            "whole weights of norms, as of a model that it was extracted from, are left out, as in llama.cpp: {names}"
+            "norm weights, which mergekit-extract-lora copies from its model, are ignored, as in llama.cpp: {names}"
         );
         Ok(adapter.with_warning(Warning::new("norms", text)))
     }

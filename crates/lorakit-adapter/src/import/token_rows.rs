@@ -34,7 +34,7 @@ impl TokenRows {
         if rows.rows() != tokens.len() || tokens.iter().collect::<BTreeSet<_>>().len() != tokens.len() {
             return Err(AdapterError::Tensors(format!(
                 "the file holds {} rows of `{module}`, and trainable_token_indices of adapter_config.json lists the tokens \
-                 {tokens:?}; expected as many, each once",
+                 {tokens:?}; expected one row for each, each once",
                 rows.rows()
             )));
         }

@@ -24,7 +24,7 @@ pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     Ok(atomic::write_file(path, json_text(value)?.as_bytes())?)
 }
 
-/// As [`write_json`], into a folder that is being filled, with which the file is synced.
+/// As [`write_json`], but without syncing.
 pub(crate) fn write_json_unsynced<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     fs::write(path, json_text(value)?).within(|| format!("{}: cannot be written", path.display()))
 }

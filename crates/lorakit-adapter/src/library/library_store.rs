@@ -413,7 +413,7 @@ fn refuse_foreign_files(root: &Path) -> Result<()> {
     }
 }
 
-/// Writes an expert's files into `folder`, which is being filled, and with which they are synced: the adapter, and expert.json if there is a record, whose
+/// Writes an expert's files into `folder` without syncing them: the adapter, and, if there is a record, expert.json, whose
 /// `sha256` is set to that of the weights.
 ///
 /// # Errors

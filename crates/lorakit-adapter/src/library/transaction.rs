@@ -151,11 +151,11 @@ impl Library {
                 return Err(AdapterError::ExpertExists { root: self.root().to_owned(), name: (*name).to_owned() });
             }
         }
-        // The file of the process that has taken over, if one has, must stay.
+        // Another process may have taken over the lock and be adding: its file must not be overwritten.
         self.ensure_held()?;
         write_json(&self.root().join(ADDING_FILE), &names)?;
         let added = experts.iter().try_for_each(|(name, adapter, record)| self.insert(name, adapter, *record));
-        // Together: until then the names are recorded, and a loss of power is no other failure than a kill.
+        // All folders at once: until then .adding.json names them, so a power failure is recovered as a kill is.
         let synced = added.and_then(|()| {
             let folders = names.iter().map(|name| self.expert_path(name)).collect::<Result<Vec<_>>>()?;
             Ok(atomic::sync_created(&self.root().join(EXPERTS), &folders)?)

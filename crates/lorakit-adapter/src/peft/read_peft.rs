@@ -32,12 +32,12 @@ impl Adapter {
         Self::read_with(dir, Biases::Refused)
     }
 
-    /// As [`read`](Self::read), to compare what the file holds of the base with it: [`Adapter::base_tensors`] also has
-    /// biases other than zero, which are the base's or else are no low-rank update.
+    /// As [`read`](Self::read), but [`Adapter::base_tensors`] also has biases other than zero, which the caller compares with
+    /// the base's: others are no low-rank update.
     ///
     /// # Errors
     /// As [`read`](Self::read).
-    pub fn read_to_compare(dir: &Path) -> Result<Self> {
+    pub fn read_with_base_biases(dir: &Path) -> Result<Self> {
         Self::read_with(dir, Biases::OfBase)
     }
 
@@ -146,9 +146,9 @@ pub(crate) fn from_parts(mut config: PeftConfig, tensors: Vec<AdapterTensor>, bi
             Ok((path, update))
         })
         .collect::<Result<BTreeMap<_, _>>>()?;
-    let head_follows = config.weight_tying && !modules.keys().any(|path| is_tied_head(path));
+    let ties_head = config.weight_tying && !modules.keys().any(|path| is_tied_head(path));
     let adapter = Adapter::from_config(modules, config, warnings).with_base_tensors(base_tensors);
-    Ok(if head_follows { adapter.with_following_head() } else { adapter })
+    Ok(if ties_head { adapter.with_pending_tied_head() } else { adapter })
 }
 
 /// The tensors by module, each one recognized.

@@ -14,13 +14,13 @@ const KEY: &str = "ensure_weight_tying";
 impl Adapter {
     /// The same adapter, whose head follows its embedding over a base that ties them, with a warning of that if it adapts
     /// an embedding.
-    pub(crate) fn with_following_head(mut self) -> Self {
+    pub(crate) fn with_pending_tied_head(mut self) -> Self {
         if self.metadata().embeddings.is_empty() {
             return self;
         }
         let text = "the file holds no LoRA of lm_head; over a base whose head is tied to the embedding, --base B derives it \
                     from that of the embedding, as PEFT does";
-        self.head_follows = true;
+        self.ties_head = true;
         self.with_warning(Warning::new(KEY, text))
     }
 
@@ -28,10 +28,10 @@ impl Adapter {
     /// the head's update, which is the embedding's transposed.
     ///
     /// # Errors
-    /// None that a valid adapter leads to.
-    pub fn with_head_of(mut self, embedding: &str, head: &str, tied: bool) -> Result<Self> {
-        let follows = std::mem::take(&mut self.head_follows);
-        let Some(update) = self.modules().get(embedding).filter(|_| follows) else { return Ok(self) };
+    /// If the factors do not fit each other; those of a valid adapter do.
+    pub fn with_tied_head(mut self, embedding: &str, head: &str, tied: bool) -> Result<Self> {
+        let ties = std::mem::take(&mut self.ties_head);
+        let Some(update) = self.modules().get(embedding).filter(|_| ties) else { return Ok(self) };
         if !tied {
             return Ok(self.without_warning(KEY));
         }

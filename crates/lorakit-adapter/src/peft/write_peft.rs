@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use lorakit_format::atomic;
-use lorakit_format::safetensors::{Dtype, View, write_unsynced};
+use lorakit_format::safetensors::{Dtype, View, write_file_unsynced};
 
 use crate::adapter::Adapter;
 use crate::error::{AdapterError, Result, Within};
@@ -28,7 +28,7 @@ impl Adapter {
         atomic::replace_folder(dir, |temporary| self.write_files(temporary))
     }
 
-    /// Writes the two files into `dir`, a folder that is being filled, with which they are synced.
+    /// Writes the two files into `dir` without syncing them.
     pub(crate) fn write_files(&self, dir: &Path) -> Result<()> {
         self.check_writable()?;
         let mut tensors = Vec::with_capacity(2 * self.modules().len());
@@ -39,7 +39,7 @@ impl Adapter {
         }
         // PEFT refuses files that do not name their framework.
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-        write_unsynced(&dir.join(WEIGHTS_FILE), tensors, metadata)?;
+        write_file_unsynced(&dir.join(WEIGHTS_FILE), tensors, metadata)?;
         let config = dir.join(CONFIG_FILE);
         fs::write(&config, config_json(self)?).within(|| format!("{}: cannot be written", config.display()))
     }

@@ -28,9 +28,9 @@ pub fn exact_match_by<S: AsRef<str>>(comparison: &AnswerComparison, text: &str, 
     accepted.iter().any(|answer| comparison.equal(text, answer.as_ref()))
 }
 
-/// True if the text equals one of the accepted answers in lower case, without ASCII punctuation, with single spaces between
-/// words: the exact match in the code of arXiv:2405.11157. Of an answer of nothing but punctuation, such as the brackets of BBH's dyck_languages, that would leave
-/// nothing to compare: the text must equal it as [`exact_match`] says.
+/// True if the text equals one of the accepted answers in lower case, without ASCII punctuation, with single spaces
+/// between words: the exact match in the code of arXiv:2405.11157. Of an answer of nothing but punctuation, such as the
+/// brackets of BBH's dyck_languages, that would leave nothing to compare: the text must equal it as [`exact_match`] says.
 ///
 /// ```
 /// use lorakit_eval::exact_match_normalized;

@@ -164,7 +164,7 @@ impl BaseWeights<'_> {
         if !has_rows || largest >= vocabulary || tokens.rows().cols() != width {
             return Err(other_shape(
                 module,
-                format!("there are rows [{}] for tokens up to {largest}", tokens.rows().cols()),
+                format!("the new rows have width {}, for tokens up to {largest}", tokens.rows().cols()),
             ));
         }
         let stored = self.checkpoint.get(&self.name(module), &[vocabulary, width])?;

@@ -138,7 +138,7 @@ impl BaseConfig {
     }
 }
 
-/// Refuses bases of which transformers lets every token see those after it, too.
+/// Refuses bases with bidirectional attention.
 fn ensure_causal(json: &ConfigKeys) -> Result<()> {
     for part in [Some(json.clone()), json.nested("text_config").ok().flatten()].iter().flatten() {
         // As in transformers, null is not true.

@@ -426,7 +426,7 @@ fn indexed_files(folder: &Path, index: &Path) -> Result<Vec<PathBuf>> {
         }
         // A merged base has all of its files in one folder.
         if !last_parts.insert(path.file_name()) {
-            return Err(error(format!("another file has the name of `{name}` in another folder")));
+            return Err(error(format!("`{name}` has the file name of a shard in another folder; rename one")));
         }
     }
     Ok(names.into_iter().map(|name| folder.join(name)).collect())

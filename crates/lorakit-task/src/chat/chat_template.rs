@@ -23,7 +23,8 @@ const TOOL_USE: &str = "tool_use";
 /// A text that no template writes by itself.
 pub(crate) const PROBE: &str = "lorakit-probe";
 
-/// A model's chat template, compiled: one for all conversations, or one of its own for those with tools. It renders as `apply_chat_template` of transformers does.
+/// A model's chat template, compiled: one for all conversations, or a separate one for those with tools. It renders as
+/// `apply_chat_template` of transformers does.
 #[derive(Clone, Debug)]
 pub struct ChatTemplate {
     environment: Arc<Environment<'static>>,

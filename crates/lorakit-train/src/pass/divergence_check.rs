@@ -41,7 +41,7 @@ impl<'a> DivergenceCheck<'a> {
     }
 
     /// Why an expert has diverged at a step, counted from zero, if it has; `progress` is that before the step.
-    pub(super) fn of_step(
+    pub(super) fn check_step(
         &mut self,
         (expert, step): (usize, usize),
         (loss, norm): (f64, f64),
@@ -71,7 +71,7 @@ impl<'a> DivergenceCheck<'a> {
     }
 
     /// Why an expert that was validated after its last `step` has diverged, if it has.
-    pub(super) fn of_validation(
+    pub(super) fn check_validation(
         &self,
         expert: usize,
         step: usize,

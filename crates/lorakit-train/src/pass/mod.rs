@@ -323,7 +323,7 @@ impl<'a> Pass<'a> {
         for &expert in active {
             let progress = &mut self.progress[expert];
             if progress.failure.is_none() {
-                progress.failure = self.divergence.of_validation(expert, self.step, progress)?;
+                progress.failure = self.divergence.check_validation(expert, self.step, progress)?;
             }
         }
         Ok(())
@@ -359,7 +359,7 @@ impl<'a> Pass<'a> {
         let config = self.context.config;
         let (loss, norm) = (losses.experts[expert], collected.norms[expert]);
         let progress = &mut self.progress[expert];
-        let divergence = self.divergence.of_step((expert, self.step), (loss, norm), progress)?;
+        let divergence = self.divergence.check_step((expert, self.step), (loss, norm), progress)?;
         if let Some(divergence) = divergence {
             let own = rows.iter().zip(&losses.rows).filter(|(row, _)| row.expert == expert);
             let rows: Vec<(usize, f64)> = own.map(|(row, loss)| (row.index, *loss)).collect();

@@ -60,7 +60,7 @@ fn yarn(keys: &GgufKeys, factor: f64) -> Result<Value> {
     }
     // Below zero, llama.cpp takes its default, 1.
     if let Some(share) = keys.number("rope.scaling.yarn_ext_factor")?.filter(|&share| share >= 0.0 && share != 1.0) {
-        return Err(keys.error("rope.scaling.yarn_ext_factor", &format!("is {share}; supported is 1 only")));
+        return Err(keys.error("rope.scaling.yarn_ext_factor", &format!("is {share}; only 1 is supported")));
     }
     // llama.cpp's converter writes the factor of a config.json under the first name; by the second llama.cpp multiplies.
     let factor_of_config = keys.number("rope.scaling.yarn_attn_factor")?;

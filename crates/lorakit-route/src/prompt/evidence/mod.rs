@@ -76,6 +76,133 @@ pub static EVIDENCE: MethodInfo<dyn Router> = MethodInfo {
     version: 4,
 };
 
+/// The temperatures that `auto` chooses from.
+pub const TEMPERATURES: [f32; 5] = [0.025, 0.05, 0.1, 0.2, 0.4];
+
+/// The fallbacks that `auto` chooses from.
+pub const FALLBACKS: [Fallback; 3] = [Fallback::Base, Fallback::Uniform, Fallback::Arrow];
+
+/// The divisor of the logarithms of squared distances before the softmax.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Temperature {
+    /// The one of [`TEMPERATURES`] under which the calibration rows' answers are likeliest.
+    Auto,
+    /// This one.
+    Fixed(f32),
+}
+
+impl FromStr for Temperature {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.parse() {
+            Ok(value) if value > 0.0 && f32::is_finite(value) => Ok(Self::Fixed(value)),
+            Err(_) if text == "auto" => Ok(Self::Auto),
+            _ => Err("a number above zero, or auto"),
+        }
+    }
+}
+
+impl TryFrom<String> for Temperature {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<Temperature> for String {
+    fn from(temperature: Temperature) -> Self {
+        temperature.to_string()
+    }
+}
+
+impl fmt::Display for Temperature {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Fixed(value) => value.fmt(f),
+        }
+    }
+}
+
+/// What serves a prompt that no expert fits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fallback {
+    /// The base alone.
+    Base,
+    /// All experts at equal weight.
+    Uniform,
+    /// All experts as Arrow weighs them, token by token.
+    Arrow,
+}
+
+impl Fallback {
+    /// The number that states store for it.
+    fn index(self) -> u8 {
+        match self {
+            Self::Base => 0,
+            Self::Uniform => 1,
+            Self::Arrow => 2,
+        }
+    }
+
+    /// The name that is typed.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Base => "base",
+            Self::Uniform => "uniform",
+            Self::Arrow => "arrow",
+        }
+    }
+}
+
+/// Which fallback serves prompts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum FallbackSetting {
+    /// The one of [`FALLBACKS`] under which the calibration rows' answers are likeliest without their own experts.
+    Auto,
+    /// This one.
+    Fixed(Fallback),
+}
+
+impl FromStr for FallbackSetting {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match FALLBACKS.into_iter().find(|fallback| fallback.name() == text) {
+            Some(fallback) => Ok(Self::Fixed(fallback)),
+            None if text == "auto" => Ok(Self::Auto),
+            None => Err("auto, base, uniform or arrow"),
+        }
+    }
+}
+
+impl TryFrom<String> for FallbackSetting {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<FallbackSetting> for String {
+    fn from(fallback: FallbackSetting) -> Self {
+        fallback.to_string()
+    }
+}
+
+impl fmt::Display for FallbackSetting {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Fixed(fallback) => fallback.name(),
+        })
+    }
+}
+
 /// The router `evidence`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -156,7 +156,8 @@ impl<'a> Keys<'a> {
         let Some(value) = self.get(name, "the id of a token", GgufValue::as_u64)? else { return Ok(None) };
         let id = u32::try_from(value).ok().filter(|&id| (id as usize) < count);
         if id.is_none() {
-            warnings.push(format!("`{}` is {value}, the id of none of the {count} tokens, and is ignored", key(name)));
+            warnings
+                .push(format!("`{}` is {value}, not the id of one of the {count} tokens; it is ignored", key(name)));
         }
         Ok(id)
     }
