@@ -32,8 +32,8 @@ impl Adapter {
         Self::read_with(dir, Biases::Refused)
     }
 
-    /// As [`read`](Self::read), but [`Adapter::base_tensors`] also has biases other than zero, which the caller compares with
-    /// the base's: others are no low-rank update.
+    /// As [`read`](Self::read), but [`Adapter::base_tensors`] also has biases other than zero, which the caller compares
+    /// with the base's: others are no low-rank update.
     ///
     /// # Errors
     /// As [`read`](Self::read).
