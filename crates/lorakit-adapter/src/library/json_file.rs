@@ -16,7 +16,11 @@ pub(crate) fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> 
 
 /// Reads a file that lorakit wrote, if it exists.
 pub(crate) fn read_json_if_exists<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>> {
-    if path.exists() { read_json(path).map(Some) } else { Ok(None) }
+    match read_json(path) {
+        // Asked afterwards: another process may remove it at any moment.
+        Err(_) if !path.exists() => Ok(None),
+        read => read.map(Some),
+    }
 }
 
 /// Writes a file that appears whole, indented and with a final line break.

@@ -24,6 +24,9 @@ pub(crate) const PART: &str = "part-";
 /// The file that is locked while the library is changed.
 pub(crate) const LOCK_FILE: &str = ".lock";
 
+/// The names of experts that are being added together; it exists only during that time.
+pub(crate) const ADDING_FILE: &str = ".adding.json";
+
 /// The file that makes all locks below its folder leases.
 const LEASE_FILE: &str = ".lease";
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use lorakit_format::{FolderLock, LockAttempt};
 
 use crate::error::Result;
-use crate::library::library_layout::{LOCK_FILE, PART, RUNS, lease_root, refuse_link, subfolder_names};
+use crate::library::library_layout::{ADDING_FILE, LOCK_FILE, PART, RUNS, lease_root, refuse_link, subfolder_names};
 
 /// The right to change a library or a part of a run, released when its last clone is dropped or when the process ends.
 #[derive(Clone, Debug)]
@@ -33,9 +33,10 @@ impl LibraryLock {
         Ok(self.0.ensure_held()?)
     }
 
-    /// Whether the previous holder was killed, and may have left something half done.
-    pub(crate) fn after_crash(&self) -> bool {
-        self.0.after_crash()
+    /// Whether a previous holder was killed, and may have left something half done in the library at `root`. A loss of power
+    /// may undo the lock's mark of that, but not an addition's file, which is synced.
+    pub(crate) fn needs_recovery(&self, root: &Path) -> bool {
+        self.0.after_crash() || root.join(ADDING_FILE).exists()
     }
 
     /// Says that what the previous holder left half done is recovered.
@@ -65,7 +66,7 @@ pub(crate) fn acquire_alone(
     let mut library = attempt(root, root)?;
     let mut parts: BTreeMap<PathBuf, LockAttempt> = BTreeMap::new();
     wait(keep_waiting, || {
-        let Some(lock) = try_recovered(&mut library, recover)? else { return Ok(None) };
+        let Some(lock) = try_recovered(root, &mut library, recover)? else { return Ok(None) };
         for folder in part_folders(root)? {
             if !parts.contains_key(&folder) {
                 parts.insert(folder.clone(), attempt(root, &folder)?);
@@ -91,16 +92,16 @@ pub(crate) fn acquire_part(
 ) -> Result<Option<(LibraryLock, LibraryLock)>> {
     let (mut library, mut part) = (attempt(root, root)?, attempt(root, folder)?);
     wait(keep_waiting, || {
-        let Some(library) = try_recovered(&mut library, recover)? else { return Ok(None) };
+        let Some(library) = try_recovered(root, &mut library, recover)? else { return Ok(None) };
         Ok(part.try_acquire()?.map(|part| (library, LibraryLock::new(part))))
     })
 }
 
-/// Locks a library, and recovers at once if the lock's previous holder was killed: the lock may be given up again for want
+/// Locks a library, and recovers at once if a previous holder was killed: the lock may be given up again for want
 /// of a part's, and then tells nobody any more.
-fn try_recovered(library: &mut LockAttempt, recover: &Recover) -> Result<Option<LibraryLock>> {
+fn try_recovered(root: &Path, library: &mut LockAttempt, recover: &Recover) -> Result<Option<LibraryLock>> {
     let Some(lock) = library.try_acquire()?.map(LibraryLock::new) else { return Ok(None) };
-    if lock.after_crash() {
+    if lock.needs_recovery(root) {
         recover()?;
         lock.recovered();
     }

@@ -159,7 +159,7 @@ impl Library {
             let index = Index { format: FORMAT, name: name().unwrap_or_else(|| "library".into()), base: None };
             write_json(&root.join(INDEX_FILE), &index)?;
         }
-        if let Some(lock) = lock.filter(LibraryLock::after_crash) {
+        if let Some(lock) = lock.filter(|lock| lock.needs_recovery(root)) {
             Self::open(root)?.recover()?;
             lock.recovered();
         }
@@ -213,7 +213,7 @@ impl Library {
         self.index.base.as_ref()
     }
 
-    /// The names of all experts, sorted.
+    /// The names of all experts, sorted. Those whose addition is not complete are not among them.
     ///
     /// # Errors
     /// If the folder cannot be read, or holds a name that no expert can have.
@@ -235,6 +235,10 @@ impl Library {
             let name = entry.file_name().into_string().map_err(not_utf8)?;
             ensure_expert_name(&name).within_file(&folder)?;
             names.push(name);
+        }
+        // Asked afterwards: an addition that has ended since is complete.
+        if let Some(added) = self.names_in_addition()? {
+            names.retain(|name| !added.contains(name));
         }
         names.sort();
         Ok(names)
@@ -321,18 +325,32 @@ impl Library {
         self.add_all(&[(name, adapter, record)])
     }
 
-    /// Adds an expert, but neither records its base nor syncs its folder.
-    pub(crate) fn insert(&self, name: &str, adapter: &Adapter, record: Option<&ExpertRecord>) -> Result<()> {
+    /// Adds an expert, but does not record its base.
+    pub(super) fn insert(&self, name: &str, adapter: &Adapter, record: Option<&ExpertRecord>) -> Result<()> {
+        let folder = self.free_path(name)?;
+        atomic::create_folder(&folder, |folder| self.fill(folder, adapter, record))
+    }
+
+    /// As [`insert`](Self::insert), but does not sync its folder either.
+    pub(super) fn insert_unsynced(&self, name: &str, adapter: &Adapter, record: Option<&ExpertRecord>) -> Result<()> {
+        let folder = self.free_path(name)?;
+        atomic::create_folder_unsynced(&folder, |folder| self.fill(folder, adapter, record))
+    }
+
+    /// Where the expert `name` will be, which does not exist.
+    fn free_path(&self, name: &str) -> Result<PathBuf> {
         let folder = self.expert_path(name)?;
         refuse_link(&folder)?;
         if folder.exists() {
             return Err(AdapterError::ExpertExists { root: self.root.clone(), name: name.to_owned() });
         }
-        let adapter = adapter.clone().with_base_name(self.base());
-        atomic::create_folder_unsynced(&folder, |folder| {
-            write_expert(folder, &adapter, record)?;
-            self.ensure_held()
-        })
+        Ok(folder)
+    }
+
+    /// Writes an expert into `folder`, which is renamed next.
+    fn fill(&self, folder: &Path, adapter: &Adapter, record: Option<&ExpertRecord>) -> Result<()> {
+        write_expert(folder, &adapter.clone().with_base_name(self.base()), record)?;
+        self.ensure_held()
     }
 
     /// Adds an expert, replacing one of that name.
@@ -342,13 +360,9 @@ impl Library {
     pub fn replace(&self, name: &str, adapter: &Adapter, record: Option<&ExpertRecord>) -> Result<()> {
         let folder = self.expert_path(name)?;
         refuse_link(&folder)?;
-        let adapter = adapter.clone().with_base_name(self.base());
         // First: a kill must not leave an expert without its base.
         self.record_base()?;
-        atomic::replace_folder(&folder, |folder| {
-            write_expert(folder, &adapter, record)?;
-            self.ensure_held()
-        })
+        atomic::replace_folder(&folder, |folder| self.fill(folder, adapter, record))
     }
 
     /// Removes an expert.

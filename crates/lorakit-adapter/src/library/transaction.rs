@@ -9,13 +9,10 @@ use lorakit_format::atomic;
 use crate::adapter::Adapter;
 use crate::error::{AdapterError, Result, Within};
 use crate::library::expert_record::ExpertRecord;
-use crate::library::json_file::{read_json, write_json};
-use crate::library::library_layout::{EXPERTS, MODELS, PART, RUNS, lease_root, refuse_link, refuse_links};
+use crate::library::json_file::{read_json_if_exists, write_json};
+use crate::library::library_layout::{ADDING_FILE, EXPERTS, MODELS, PART, RUNS, lease_root, refuse_link, refuse_links};
 use crate::library::library_lock::{self, KeepWaiting, LibraryLock};
 use crate::library::library_store::Library;
-
-/// The names of experts that are being added together; it exists only during that time.
-const ADDING_FILE: &str = ".adding.json";
 
 impl Library {
     /// Waits until no other process changes the library or trains a part of a run, then keeps others from doing so, and
@@ -72,7 +69,7 @@ impl Library {
     pub fn lock_for_change_while(&self, keep_waiting: &mut KeepWaiting) -> Result<Option<LibraryLock>> {
         let Some(lock) = library_lock::acquire(self.root(), keep_waiting)? else { return Ok(None) };
         // A look at every folder before each change would take longer the more experts there are.
-        if lock.after_crash() {
+        if lock.needs_recovery(self.root()) {
             self.recover()?;
             lock.recovered();
         }
@@ -144,6 +141,8 @@ impl Library {
     /// As [`add`](Self::add).
     pub fn add_all(&self, experts: &[(&str, &Adapter, Option<&ExpertRecord>)]) -> Result<()> {
         let names: Vec<&str> = experts.iter().map(|(name, ..)| *name).collect();
+        // An addition that was not completed is undone while its names are still recorded.
+        self.rollback()?;
         for name in &names {
             // Before the names are recorded: a rollback must not remove what existed before.
             refuse_link(&self.expert_path(name)?)?;
@@ -154,15 +153,13 @@ impl Library {
         // Another process may have taken over the lock and be adding: its file must not be overwritten.
         self.ensure_held()?;
         write_json(&self.root().join(ADDING_FILE), &names)?;
-        let added = experts.iter().try_for_each(|(name, adapter, record)| self.insert(name, adapter, *record));
-        // All folders at once: until then .adding.json names them, so a power failure is recovered as a kill is.
-        let synced = added.and_then(|()| {
-            let folders = names.iter().map(|name| self.expert_path(name)).collect::<Result<Vec<_>>>()?;
-            Ok(atomic::sync_created(&self.root().join(EXPERTS), &folders)?)
-        });
+        let added = match experts {
+            [(name, adapter, record)] => self.insert(name, adapter, *record),
+            _ => self.insert_together(experts),
+        };
         // Before the addition is complete: no expert may be left without its base.
-        match synced.and_then(|()| self.record_base()) {
-            Ok(()) => Ok(atomic::remove_file(&self.root().join(ADDING_FILE))?),
+        match added.and_then(|()| self.record_base()) {
+            Ok(()) => self.remove_adding_file(),
             Err(error) => {
                 // The first error is the one to report; what cannot be removed now will be at the next lock.
                 let _ = self.rollback();
@@ -171,13 +168,25 @@ impl Library {
         }
     }
 
+    /// Adds several experts, and then syncs them together: until that the names are recorded, and a loss of power is no other
+    /// failure than a kill.
+    fn insert_together(&self, experts: &[(&str, &Adapter, Option<&ExpertRecord>)]) -> Result<()> {
+        let mut folders = Vec::new();
+        for (name, adapter, record) in experts {
+            self.insert_unsynced(name, adapter, *record)?;
+            folders.push(self.expert_path(name)?);
+        }
+        Ok(atomic::sync_created(&self.root().join(EXPERTS), &folders)?)
+    }
+
+    /// The names of experts that are being added together, or were when a process was killed.
+    pub(super) fn names_in_addition(&self) -> Result<Option<Vec<String>>> {
+        read_json_if_exists(&self.root().join(ADDING_FILE))
+    }
+
     /// Removes the experts of an addition that was not completed.
     fn rollback(&self) -> Result<()> {
-        let file = self.root().join(ADDING_FILE);
-        if !file.exists() {
-            return Ok(());
-        }
-        let names: Vec<String> = read_json(&file)?;
+        let Some(names) = self.names_in_addition()? else { return Ok(()) };
         for name in names.iter().filter(|name| self.contains(name)) {
             self.remove(name)?;
         }

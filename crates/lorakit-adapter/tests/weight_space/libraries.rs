@@ -382,6 +382,35 @@ fn experts_are_added_together_or_not_at_all() {
     assert_eq!(library.expert_names().unwrap(), ["a", "b", "old"]);
 }
 
+/// The file that names the experts is synced before they are; the lock's mark is not, and is lost.
+#[test]
+fn what_a_loss_of_power_left_of_an_addition_is_removed() {
+    type Change = fn(&Library);
+    let changes: [Change; 4] = [
+        |library| drop(library.lock_for_change().unwrap()),
+        |library| drop(library.lock_part("run", 0, &mut || false).unwrap().unwrap()),
+        |library| library.add("c", &small_adapter(2), None).unwrap(),
+        |library| library.add_all(&[("b", &small_adapter(2), None), ("c", &small_adapter(3), None)]).unwrap(),
+    ];
+    for (change, left) in changes.into_iter().zip([&["a"][..], &["a"], &["a", "c"], &["a", "b", "c"]]) {
+        let temporary = tempfile::tempdir().unwrap();
+        let library = Library::open_or_create(temporary.path(), None).unwrap();
+        library.add("a", &small_adapter(1), None).unwrap();
+        let half = temporary.path().join("experts/b");
+        fs::create_dir(&half).unwrap();
+        for file in ["adapter_model.safetensors", "adapter_config.json", "expert.json"] {
+            fs::write(half.join(file), "").unwrap();
+        }
+        fs::write(temporary.path().join(".adding.json"), r#"["b"]"#).unwrap();
+        fs::write(temporary.path().join(".lock"), "").unwrap();
+        assert_eq!(library.expert_names().unwrap(), ["a"], "it is not listed before either");
+        change(&library);
+        assert_eq!(library.expert_names().unwrap(), left);
+        assert_eq!(half.exists(), left.contains(&"b"));
+        assert!(library.adapter(left[left.len() - 1]).is_ok() && !temporary.path().join(".adding.json").exists());
+    }
+}
+
 /// A kill after an expert appears and before its base is recorded would leave a library that takes any other base's.
 #[test]
 fn a_base_is_recorded_before_an_addition_is_complete() {
