@@ -157,13 +157,11 @@ fn write_index(source: &Path, folder: &Path, checkpoint: &Checkpoint) -> Result<
         };
         *places = std::mem::take(places).into_iter().filter_map(written).collect();
     }
-    let (mut more, less) = (0, checkpoint.dropped().iter().map(|(_, bytes)| *bytes as u64).sum::<u64>());
-    for (name, file, bytes) in checkpoint.copies() {
+    for (name, file) in checkpoint.copies() {
         index["weight_map"][name] = file_name(file);
-        more += bytes as u64;
     }
-    if let Some(size) = index["metadata"]["total_size"].as_u64() {
-        index["metadata"]["total_size"] = (size + more).saturating_sub(less).into();
+    if let Some(size) = index["metadata"].get_mut("total_size") {
+        *size = checkpoint.written_bytes().into();
     }
     Ok(write_file(&folder.join(INDEX_FILE), format!("{index:#}\n").as_bytes())?)
 }

@@ -150,6 +150,8 @@ fn a_tensor_may_be_in_two_shards_with_the_same_values() {
         .iter()
         .sum();
     assert_eq!(written, all.len());
+    let bytes: usize = all.values().map(|tensor| tensor.elem_count() * tensor.dtype().size_in_bytes()).sum();
+    assert_eq!(checkpoint.written_bytes(), bytes as u64, "the norm counts once");
     save(2.0);
     let refusal = || Checkpoint::open(folder.path()).err().unwrap().to_string();
     assert!(refusal().contains("with other values"), "{}", refusal());

@@ -65,8 +65,6 @@ pub struct Checkpoint {
     pub(crate) edited: BTreeMap<String, MmapMatrix>,
     /// Further tensors, by the names of those whose values they have.
     copies: BTreeMap<String, String>,
-    /// Tensors of the files that it does without, with their sizes there in bytes.
-    dropped: Vec<(String, usize)>,
 }
 
 impl Checkpoint {
@@ -104,7 +102,6 @@ impl Checkpoint {
             stored_names: CheckpointNames::default(),
             edited: BTreeMap::new(),
             copies: BTreeMap::new(),
-            dropped: Vec::new(),
         })
     }
 
@@ -147,7 +144,6 @@ impl Checkpoint {
             stored_names,
             edited: BTreeMap::new(),
             copies: BTreeMap::new(),
-            dropped: Vec::new(),
         })
     }
 
@@ -163,24 +159,21 @@ impl Checkpoint {
     /// The same without some tensors of its safetensors files, where it has them: copies of a weight that is edited.
     pub fn without(mut self, names: &[&str]) -> Self {
         for name in names {
-            let bytes = self.find(name).map(|stored| stored.bytes());
-            if let (Some(bytes), WeightFiles::Safetensors(_, places)) = (bytes, &mut self.files) {
+            if let WeightFiles::Safetensors(_, places) = &mut self.files {
                 places.remove(*name);
-                self.dropped.push(((*name).to_owned(), bytes));
             }
         }
         self
     }
 
-    /// The tensors that [`Checkpoint::without`] took away, with their sizes in the files in bytes.
-    pub fn dropped(&self) -> &[(String, usize)] {
-        &self.dropped
+    /// The tensors that [`Checkpoint::with_copy`] added, by name, with the file of their values.
+    pub fn copies(&self) -> impl Iterator<Item = (&str, &Path)> {
+        self.copied().map(|stored| (stored.name, stored.path()))
     }
 
-    /// The tensors that [`Checkpoint::with_copy`] added, by name, with the file of their values and the number of bytes that
-    /// they take when written.
-    pub fn copies(&self) -> impl Iterator<Item = (&str, &Path, usize)> {
-        self.copied().map(|stored| (stored.name, stored.path(), stored.written_bytes()))
+    /// The size of all tensors in bytes as [`Checkpoint::write_edited`] writes them, each once.
+    pub fn written_bytes(&self) -> u64 {
+        self.tensors().map(|stored| stored.written_bytes() as u64).sum()
     }
 
     /// The same as tensors.
