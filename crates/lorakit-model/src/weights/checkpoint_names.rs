@@ -44,10 +44,12 @@ impl CheckpointNames {
 
     /// The name that transformers 5 has for a tensor of these files.
     pub(crate) fn present(&self, stored: &str) -> String {
-        match self.embedding_of_head {
-            Some(path) if renamed(stored) == HEAD_WEIGHT => format!("{path}{EMBEDDING}"),
-            _ if self.is_bare && !stored.starts_with(HEAD) => format!("{MODEL}{stored}"),
-            _ => renamed(stored),
+        // What describes a quantized weight has its name and a suffix.
+        let of_head = self.embedding_of_head.zip(renamed(stored).strip_prefix(HEAD_WEIGHT).map(str::to_owned));
+        match of_head {
+            Some((path, suffix)) => format!("{path}{EMBEDDING}{suffix}"),
+            None if self.is_bare && !stored.starts_with(HEAD) => format!("{MODEL}{stored}"),
+            None => renamed(stored),
         }
     }
 }
@@ -74,6 +76,10 @@ mod tests {
                 "model.embed_tokens.weight model.layers.0.x model.norm.weight lm_head.weight",
             ),
             (&["lm_head.weight", "layers.0.x"], "model.embed_tokens.weight model.layers.0.x"),
+            (
+                &["lm_head.weight", "lm_head.weight.absmax", "model.layers.0.x"],
+                "model.embed_tokens.weight model.embed_tokens.weight.absmax model.layers.0.x",
+            ),
             (&["lm_head.weight", "model.layers.0.x"], "model.embed_tokens.weight model.layers.0.x"),
             (
                 &["language_model.lm_head.weight", "language_model.model.layers.0.x"],
