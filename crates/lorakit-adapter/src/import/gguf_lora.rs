@@ -100,7 +100,8 @@ impl<'a> GgufLora<'a> {
             pairs.entry(tensor).or_default()[usize::from(factor == "lora_b")] = Some(entry);
         }
         if pairs.is_empty() {
-            return Err(file.error("holds no tensors").into());
+            let found = if norms.is_empty() { "holds no tensors" } else { "holds no LoRA, only weights of norms" };
+            return Err(file.error(found).into());
         }
         Ok(Self { file, architecture, alpha, pairs, norms })
     }
@@ -340,9 +341,11 @@ mod tests {
     #[test]
     fn weights_of_norms_are_left_out_with_a_warning() {
         let norm = GgufTensor { name: "blk.0.attn_norm.weight".to_owned(), shape: vec![6], dtype: GgmlType::F32 };
-        let read = written(|header| header.tensors.push(norm)).unwrap();
+        let read = written(|header| header.tensors.push(norm.clone())).unwrap();
         assert_eq!(read.modules().len(), 1);
         assert!(read.warnings()[0].text.contains("`blk.0.attn_norm.weight`"), "{:?}", read.warnings());
+        let alone = written(|header| header.tensors = vec![norm]);
+        assert!(chain(alone).contains("holds no LoRA, only weights of norms"));
     }
 
     #[test]
