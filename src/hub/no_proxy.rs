@@ -1,19 +1,21 @@
 //! `NO_PROXY`: the hosts that are reached without a proxy.
 
+use std::net::IpAddr;
+
 /// Hosts that are reached without a proxy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NoProxy(Vec<Exception>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Exception {
-    /// The host, whose subdomains count as well; None for all hosts.
+    /// The host, whose subdomains count as well, or a network of addresses; None for all hosts.
     host: Option<String>,
     /// The only port that it is for.
     port: Option<u16>,
 }
 
 impl NoProxy {
-    /// Reads a list such as `localhost, .example.org, 10.0.0.1:8080, [::1], *`.
+    /// Reads a list such as `localhost, .example.org, 10.0.0.1:8080, 10.0.0.0/8, [::1], *`.
     pub fn parse(text: &str) -> Self {
         let entries = text.split(|c: char| c == ',' || c.is_whitespace()).filter(|entry| !entry.is_empty());
         Self(entries.map(Exception::parse).collect())
@@ -41,10 +43,23 @@ impl Exception {
 
     fn covers(&self, host: &str, port: Option<u16>) -> bool {
         let is_within = |own: &String| {
-            host.strip_suffix(own.as_str()).is_some_and(|before| before.is_empty() || before.ends_with('.'))
+            let before = host.strip_suffix(own.as_str());
+            before.is_some_and(|before| before.is_empty() || before.ends_with('.')) || is_in_network(host, own)
         };
         self.host.as_ref().is_none_or(is_within) && (self.port.is_none() || self.port == port)
     }
+}
+
+/// Whether a host is an address in a network, such as `10.0.0.0/8`.
+fn is_in_network(host: &str, network: &str) -> bool {
+    let Some((network, bits)) = network.split_once('/') else { return false };
+    let (Ok(host), Ok(network), Ok(bits)) = (host.parse(), network.parse(), bits.parse::<u32>()) else { return false };
+    let (differing, length) = match (host, network) {
+        (IpAddr::V4(host), IpAddr::V4(network)) => (u128::from(u32::from(host) ^ u32::from(network)), 32),
+        (IpAddr::V6(host), IpAddr::V6(network)) => (u128::from(host) ^ u128::from(network), 128),
+        _ => return false,
+    };
+    bits <= length && differing.checked_shr(length - bits).unwrap_or(0) == 0
 }
 
 #[cfg(test)]
@@ -62,6 +77,17 @@ mod tests {
         }
         assert!(covers(".example.org", "example.org") && covers("::1", "[::1]") && covers("[::1]:443", "[::1]"));
         assert!(!covers("::1", "[::11]"));
+    }
+
+    #[test]
+    fn addresses_are_covered_by_their_network() {
+        let covers = |list: &str, host: &str| NoProxy::parse(list).covers(host, Some(443));
+        assert!(["10.0.0.0/8", "10.1.0.0/16", "10.1.2.3/32", "0.0.0.0/0"].iter().all(|list| covers(list, "10.1.2.3")));
+        for list in ["10.1.2.0/24", "10.1.2.2/32", "10.0.0.0/33", "10.0.0.0/", "::/0", "example.org/8"] {
+            assert!(!covers(list, "10.1.3.3"), "{list}");
+        }
+        assert!(covers("fd00::/8, a", "[fd12::1]") && covers("::/0", "::1") && !covers("fd00::/8", "[fe80::1]"));
+        assert!(!covers("10.0.0.0/8", "10.example.org"));
     }
 
     #[test]
