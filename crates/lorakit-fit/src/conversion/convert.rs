@@ -97,12 +97,13 @@ pub fn convert(
     Ok((converted, conversion))
 }
 
-/// Refuses new rows of a module that has a LoRA as well, for which they would be taken.
+/// Refuses new rows of a module that has a LoRA or a whole copy as well, for which they would be taken.
 fn ensure_alone(adapter: &DenseAdapter, path: &str, change: &WeightChange) -> Result<()> {
+    let has_others = adapter.low_rank().modules().contains_key(path) || adapter.copies().contains_key(path);
     match change {
-        WeightChange::Tokens(_) if adapter.low_rank().modules().contains_key(path) => Err(FitError::NotConvertible {
+        WeightChange::Tokens(_) if has_others => Err(FitError::NotConvertible {
             module: path.to_owned(),
-            reason: "it has a LoRA and rows of single tokens (trainable_token_indices)".to_owned(),
+            reason: "it has a LoRA or a whole copy beside rows of single tokens (trainable_token_indices)".to_owned(),
         }),
         _ => Ok(()),
     }
