@@ -1,14 +1,16 @@
 //! Downloads one file into the cache, as huggingface_hub's `file_download` does: `blobs/ETAG` holds its content,
-//! `blobs/ETAG.incomplete` what there is of it so far, and `.locks` keeps other processes waiting meanwhile.
+//! `blobs/ETAG.incomplete` what there is of it so far, and `.locks` keeps other processes waiting meanwhile. Where files
+//! cannot be locked, each process has a part of its own.
 
 use super::client::{HubClient, not_of_the_hub};
 use super::hub_failure::HubFailure;
 use super::repository::{Repository, RepositoryKind};
+use crate::output::console::Output;
 use crate::output::progress_bar::download_bar;
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use hf_hub::{Repo, RepoType};
 use indicatif::ProgressBar;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::Path;
 use std::time::Duration;
@@ -28,6 +30,8 @@ pub struct FileDownload<'a> {
     pub blob: Option<&'a str>,
     /// Whether progress is shown.
     pub progress: bool,
+    /// Where it is said that another process is waited for.
+    pub output: Output,
 }
 
 /// What the Hub says of a file.
@@ -44,15 +48,40 @@ impl FileDownload<'_> {
         let (cache, folder) = (&self.client.environment.cache, self.repo().folder_name());
         let blobs = cache.join(&folder).join("blobs");
         fs::create_dir_all(&blobs).with_context(|| blobs.display().to_string())?;
-        let _lock = lock(&cache.join(".locks").join(folder), &blob)?;
+        let lock = self.lock(&cache.join(".locks").join(folder), &blob)?;
         // Another process may have downloaded it meanwhile.
         let whole = blobs.join(&blob);
         if !whole.exists() {
-            let part = blobs.join(format!("{blob}.incomplete"));
-            self.complete(&part, size)?;
-            fs::rename(&part, &whole).with_context(|| format!("{}: cannot be renamed", part.display()))?;
+            let owner = if lock.is_some() { String::new() } else { format!("{}.", std::process::id()) };
+            let part = blobs.join(format!("{blob}.{owner}incomplete"));
+            let completed = self.complete(&part, size).and_then(|()| put_in_place(&part, &whole, size));
+            if completed.is_err() && lock.is_none() {
+                // No other process would take it up.
+                let _ = fs::remove_file(&part);
+            }
+            completed?;
         }
         Ok(blob)
+    }
+
+    /// Keeps other processes from downloading the same content until the file is dropped; None where the file system has no
+    /// locks.
+    fn lock(&self, folder: &Path, blob: &str) -> Result<Option<File>> {
+        let path = folder.join(format!("{blob}.lock"));
+        let open = || {
+            fs::create_dir_all(folder)?;
+            OpenOptions::new().create(true).truncate(false).write(true).open(&path)
+        };
+        let file = open().with_context(|| format!("{}: cannot be opened", path.display()))?;
+        let locked = match file.try_lock() {
+            Ok(()) => true,
+            Err(TryLockError::WouldBlock) => {
+                self.output.status(format!("waiting for another process that downloads {}", self.file));
+                file.lock().is_ok()
+            }
+            Err(TryLockError::Error(_)) => false,
+        };
+        Ok(locked.then_some(file))
     }
 
     fn repo(&self) -> Repo {
@@ -122,7 +151,9 @@ impl FileDownload<'_> {
                 let failure = self.failure(error);
                 if done > 0 && matches!(failure, HubFailure::Status(416, _)) {
                     restart(&mut file).with_context(cannot)?;
-                    return Ok(Err(HubFailure::Truncated("the partial file was longer than the file".to_owned())));
+                    return Ok(Err(HubFailure::BrokenOff(
+                        "the partial file does not fit; it is downloaded again".to_owned(),
+                    )));
                 }
                 return Ok(Err(failure));
             }
@@ -183,17 +214,17 @@ fn restart(file: &mut File) -> std::io::Result<u64> {
     Ok(0)
 }
 
-/// Keeps other processes from downloading the same content until the file is dropped. Where the file system has no locks,
-/// they write the same bytes to the same places.
-fn lock(folder: &Path, blob: &str) -> Result<File> {
-    let path = folder.join(format!("{blob}.lock"));
-    let open = || {
-        fs::create_dir_all(folder)?;
-        OpenOptions::new().create(true).truncate(false).write(true).open(&path)
-    };
-    let file = open().with_context(|| format!("{}: cannot be opened", path.display()))?;
-    let _ = file.lock();
-    Ok(file)
+/// Gives a complete part the name of the whole content. Where there are no locks, another program may have done so, or have
+/// changed the part.
+fn put_in_place(part: &Path, whole: &Path, size: Option<u64>) -> Result<()> {
+    let found = fs::metadata(part).map(|found| found.len());
+    if let (Ok(found), Some(size)) = (&found, size) {
+        ensure!(*found == size, "{}: has {found} of {size} bytes, after another program changed it", part.display());
+    }
+    match found.and_then(|_| fs::rename(part, whole)) {
+        Err(error) if error.kind() == ErrorKind::NotFound && whole.exists() => Ok(()),
+        renamed => renamed.with_context(|| format!("{}: cannot be renamed", part.display())),
+    }
 }
 
 fn length(path: &Path) -> u64 {
@@ -230,6 +261,7 @@ fn percent_encoded(path: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]
@@ -241,6 +273,20 @@ mod tests {
             assert_eq!(blob_name(etag), None, "{etag}");
         }
         assert_eq!(blob_name(&"a".repeat(300)), None);
+    }
+
+    #[test]
+    fn only_a_whole_part_is_put_in_place_unless_another_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let (part, whole) = (folder.path().join("ab.incomplete"), folder.path().join("ab"));
+        let put = |size| put_in_place(&part, &whole, size);
+        assert!(put(Some(3)).unwrap_err().to_string().contains("cannot be renamed"));
+        fs::write(&part, "ab").unwrap();
+        assert!(put(Some(3)).unwrap_err().to_string().contains("has 2 of 3 bytes"));
+        assert!(!whole.exists());
+        put(Some(2)).unwrap();
+        assert_eq!(fs::read(&whole).unwrap(), b"ab");
+        put(Some(2)).unwrap();
     }
 
     #[test]

@@ -34,6 +34,7 @@ pub struct RemoteSnapshot<'a> {
     client: &'a HubClient,
     /// Whether the progress of downloads is shown.
     progress: bool,
+    output: Output,
 }
 
 /// The folder of a repository's files, downloaded where they are not in the cache. Where the Hub does not answer, an
@@ -103,7 +104,8 @@ fn download(
 ) -> Result<PathBuf> {
     let environment = &client.environment;
     let progress = environment.progress && !context.output.quiet;
-    let remote = RemoteSnapshot { repository: repository.at(&info.commit), info, client, progress };
+    let remote =
+        RemoteSnapshot { repository: repository.at(&info.commit), info, client, progress, output: context.output };
     files.download(&remote)?;
     // huggingface_hub keeps a reference for a branch or tag, and none for a commit.
     if repository.revision() != remote.info.commit {
@@ -137,8 +139,8 @@ impl RemoteSnapshot<'_> {
         if path.exists() || known.map_or(Ok(false), |blob| self.link(file, &path, blob))? {
             return Ok(path);
         }
-        let (client, repository, progress) = (self.client, &self.repository, self.progress);
-        let download = FileDownload { client, repository, file, blob: known, progress };
+        let (client, repository, progress, output) = (self.client, &self.repository, self.progress, self.output);
+        let download = FileDownload { client, repository, file, blob: known, progress, output };
         let blob = download.fetch().with_context(|| format!("{file}: cannot be downloaded"))?;
         self.link(file, &path, &blob)?;
         Ok(path)
