@@ -475,7 +475,9 @@ fn gguf_adapters_are_added_from_the_hub() {
         std::fs::copy(path("one/rows-f32.gguf"), path(&format!("two/loras/{name}.gguf"))).unwrap();
     }
     let model = |name: &str, folder: &str| LocalRepository::model(name, COMMIT, Path::new(&path(folder)));
-    let server = HubServer::of(vec![model("acme/one", "one"), model("acme/two", "two")]);
+    let large = Behavior { listed_size: Some((4 << 30) + 1), ..Behavior::default() };
+    let large = model("acme/large", "one").with(large);
+    let server = HubServer::of(vec![model("acme/one", "one"), model("acme/two", "two"), large]);
     let (home, library) = (path("home"), path("library"));
     let settings = [("HF_ENDPOINT", server.address()), ("HF_HOME", home.as_str())];
     let add = |adapters: &[&str], more: &[(&str, &str)]| -> binary::Ran {
@@ -490,6 +492,9 @@ fn gguf_adapters_are_added_from_the_hub() {
     let several = add(&["hub:acme/two/loras"], &[]).failed(1);
     assert_contains(&several, &["it holds several GGUF files; name one: hub:acme/two/loras/a.gguf"]);
     assert_contains(&add(&["hub:acme/two/loras/c.gguf"], &[]).failed(1), &["no loras/c.gguf; it has loras/a.gguf"]);
+    let refused = add(&["hub:acme/large"], &[]).failed(1);
+    assert_contains(&refused, &["rows-f32.gguf of 4.0 GiB", "name it: hub:acme/large/rows-f32.gguf"]);
+    add(&["large=hub:acme/large/rows-f32.gguf"], &[]).ok();
 }
 
 #[test]

@@ -39,7 +39,6 @@ struct Sibling {
     blob: Option<String>,
     #[serde(default)]
     lfs: Option<LargeFile>,
-    /// In bytes.
     #[serde(default)]
     size: Option<u64>,
 }

@@ -6,9 +6,13 @@ use super::repository::{Repository, RepositoryKind};
 use super::snapshot::{NeededFiles, RemoteSnapshot, snapshot};
 use crate::base::base_source::is_gguf;
 use crate::command_context::CommandContext;
+use crate::output::text_table::bytes;
 use anyhow::{Context as _, Result, bail, ensure};
 use lorakit_adapter::{CONFIG_FILE, EXPERT_RECORD_FILE, WEIGHTS_FILE};
 use std::path::{Path, PathBuf};
+
+/// The largest GGUF file in bytes that is downloaded without being named: larger ones are models rather than adapters.
+const LARGEST_UNNAMED: u64 = 4 << 30;
 
 /// An adapter of the Hub.
 pub struct HubAdapter {
@@ -111,7 +115,17 @@ impl NeededFiles for AdapterFiles {
             let ggufs: Vec<&str> = files.iter().copied().filter(|file| is_gguf(Path::new(file))).collect();
             match ggufs[..] {
                 [] => {}
-                [only] => return remote.get(only).map(drop),
+                [only] => {
+                    let size = remote.info.size(only).unwrap_or_default();
+                    ensure!(
+                        size <= LARGEST_UNNAMED,
+                        "it holds no PEFT adapter, but {only} of {}, which may be a model; if it is an adapter, name it: \
+                         {}/{only}",
+                        bytes(size),
+                        self.typed
+                    );
+                    return remote.get(only).map(drop);
+                }
                 [first, ..] => bail!("it holds several GGUF files; name one: {}/{first}", self.typed),
             }
         }

@@ -70,6 +70,8 @@ pub struct Behavior {
     pub etag: Option<String>,
     /// A file that it lists and does not have.
     pub absent: Option<String>,
+    /// The size that it lists for all files.
+    pub listed_size: Option<u64>,
 }
 
 impl LocalRepository {
@@ -106,7 +108,10 @@ impl LocalRepository {
     }
 
     fn info(&self) -> Answer {
-        let file = |(name, bytes): (&String, &Vec<u8>)| json!({"rfilename": name, "blobId": "0", "lfs": {"sha256": sha256(bytes)}});
+        let file = |(name, bytes): (&String, &Vec<u8>)| {
+            let size = self.behavior.listed_size.unwrap_or(bytes.len() as u64);
+            json!({"rfilename": name, "blobId": "0", "size": size, "lfs": {"sha256": sha256(bytes)}})
+        };
         let siblings: Vec<_> = self.files.iter().map(file).collect();
         Answer::json(&json!({"id": self.name, "sha": self.commit, "siblings": siblings}))
     }
