@@ -5,7 +5,7 @@ mod binary;
 mod hub_server;
 
 use binary::{assert_contains, command, run};
-use hub_server::{Answer, COMMIT, HubServer, LocalRepository, info, pico_folder, with};
+use hub_server::{Answer, Behavior, COMMIT, HubServer, LocalRepository, info, pico_folder, with};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
