@@ -13,8 +13,10 @@ pub fn replace_with_samples(
     samples: Option<&str>,
     write_results: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
-    // What a killed process left under these names counts for nothing.
     let (new, old) = (hidden_path(path, TEMPORARY)?, hidden_path(path, REPLACED)?);
+    // What a killed process left under these names counts for nothing.
+    remove_if_exists(&new)?;
+    remove_if_exists(&old)?;
     if let Some(samples) = samples {
         write_file(&new, samples.as_bytes())?;
     }
@@ -32,6 +34,15 @@ pub fn replace_with_samples(
         fs::remove_file(&old).with_context(|| format!("{}: cannot be removed", old.display()))?;
     }
     Ok(())
+}
+
+fn remove_if_exists(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("{}: cannot be removed", path.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Renames a file; false where there is none.
@@ -70,6 +81,11 @@ mod tests {
         replaced(Some("new"), true).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "new");
         assert_eq!(names(), ["samples.jsonl"]);
+        replaced(None, true).unwrap();
+        assert!(names().is_empty());
+        for left in [".new-samples.jsonl", ".old-samples.jsonl"] {
+            fs::write(folder.path().join(left), "of a killed process").unwrap();
+        }
         replaced(None, true).unwrap();
         assert!(names().is_empty());
     }
