@@ -12,7 +12,7 @@
 # OUT    the folder for libraries, clusters and results; an interrupted run can be resumed
 #
 # STEPS (100) of 16 rows a task at a rate of RATE (1e-3), ROWS (50) test rows, K (10) clusters; METRICS (loss) may be
-# "loss exact_match", which takes about twice as long. PART=private leaves out experts of clusters and the joint one,
+# "loss exact_match", which makes scoring several times as long. PART=private leaves out experts of clusters and the joint one,
 # PART=clusters all else; PART=adapted adapts the private experts to a task of each family, whose own experts are left
 # out, by a hundredth of its rows and by all. Tasks without an expert: the experts of a whole family of tasks are left out,
 # one family at a time. Ten minutes a set over stories260K, some hours over SmolLM2-135M.
