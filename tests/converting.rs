@@ -246,6 +246,10 @@ fn rows_of_single_tokens_are_converted_without_loss() {
         wrong("twice", json!([5, 0, 5]), &["each once"]);
         wrong("large", json!([5, 0, 32]), &["model.embed_tokens", "tokens up to 32"]);
         wrong("negative", json!([5, 0, -1]), &["trainable_token_indices"]);
+        let (mut both, copy) = (keys(json!(tokens)), adapters.copies(1.5, |name| name == embedding));
+        both["modules_to_save"] = json!(["embed_tokens"]);
+        let refused = adapters.add("both", both, copy.into_iter().chain(more()).collect(), CONVERT).failed(1);
+        assert_contains(&refused, &["model.embed_tokens", "a whole copy beside rows of single tokens"]);
     }
 }
 

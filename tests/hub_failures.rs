@@ -72,7 +72,7 @@ fn files_that_are_stored_at_another_host_are_downloaded_without_the_token() {
 }
 
 #[test]
-fn a_mirror_without_ranges_and_empty_files_are_no_obstacle() {
+fn files_are_downloaded_without_ranges_and_when_empty() {
     let work = tempfile::tempdir().unwrap();
     let folder = pico_folder(work.path());
     std::fs::write(folder.join("LICENSE"), "").unwrap();
@@ -92,7 +92,7 @@ fn a_mirror_without_ranges_and_empty_files_are_no_obstacle() {
 }
 
 #[test]
-fn a_download_that_broke_off_goes_on_where_it_stopped() {
+fn an_interrupted_download_resumes() {
     let work = tempfile::tempdir().unwrap();
     let folder = pico_folder(work.path());
     let content = std::fs::read(folder.join("model.safetensors")).unwrap();
@@ -106,7 +106,7 @@ fn a_download_that_broke_off_goes_on_where_it_stopped() {
     // A server without ranges that ends every connection early makes no progress.
     let cut = content.len() / 3;
     let (ran, _) = open(Behavior { cut: Some(cut), no_ranges: true, ..Behavior::default() });
-    assert_contains(&ran.failed(1), &["model.safetensors: cannot be downloaded: the download broke off"]);
+    assert_contains(&ran.failed(1), &["model.safetensors: cannot be downloaded: the download stopped early"]);
     let part = cache.join("blobs").join(format!("{}.incomplete", lorakit_format::hash::sha256(&content)));
     assert_eq!(std::fs::read(&part).unwrap(), content[..cut]);
     // One with ranges does, connection by connection.

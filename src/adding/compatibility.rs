@@ -4,6 +4,7 @@ use crate::adding::new_expert::{NewExpert, OpenBase};
 use crate::adding::new_experts::NewExperts;
 use anyhow::{Context as _, Result, ensure};
 use lorakit_adapter::{Adapter, Library, ensure_expert_name};
+use lorakit_fit::with_tied_head;
 use std::collections::BTreeSet;
 
 /// Checks an adapter against its base: modules, widths, and what its file holds of the base itself. What has

@@ -185,11 +185,6 @@ pub(super) fn not_of_the_hub(url: &str) -> String {
     format!("{url}: not an answer of the Hub; check HF_ENDPOINT and proxies")
 }
 
-/// Whether a text is the hash of a commit: of git's 40 digits, or 64 where a repository uses SHA-256.
-pub fn is_commit_hash(text: &str) -> bool {
-    matches!(text.len(), 40 | 64) && text.chars().all(|c| c.is_ascii_hexdigit())
-}
-
 /// Whether two URLs have the same origin: scheme, host and port.
 fn has_same_origin(url: &str, other: &str) -> bool {
     let origin = |url: &str| Some(ureq::get(url).request_url().ok()?.as_url().origin());

@@ -151,7 +151,7 @@ impl FileDownload<'_> {
                 let failure = self.failure(error);
                 if done > 0 && matches!(failure, HubFailure::Status(416, _)) {
                     restart(&mut file).with_context(cannot)?;
-                    return Ok(Err(HubFailure::BrokenOff(
+                    return Ok(Err(HubFailure::Truncated(
                         "the partial file does not fit; it is downloaded again".to_owned(),
                     )));
                 }

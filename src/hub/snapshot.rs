@@ -165,8 +165,8 @@ impl RemoteSnapshot<'_> {
         };
         match link() {
             // Another process has linked it since, to the same content.
-            Err(error) if error.kind() == ErrorKind::AlreadyExists && path.exists() => Ok(()),
-            linked => linked.with_context(|| format!("{}: cannot be linked", path.display())),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists && path.exists() => Ok(true),
+            linked => linked.map(|()| true).with_context(|| format!("{}: cannot be linked", path.display())),
         }
     }
 

@@ -31,6 +31,7 @@ pub fn bar(output: &Output, length: u64, name: impl Into<String>) -> ProgressBar
 
 /// A bar of the steps up to `steps.end`, of which those before `steps.start` were done earlier.
 fn bar_from(output: &Output, steps: Range<u64>, name: impl Into<String>) -> ProgressBar {
+    let target = if output.quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr_with_hz(5) };
     // The template is a constant; a plain bar is a fallback.
     let style = ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len} {msg} {left}")
         .unwrap_or_else(|_| ProgressStyle::default_bar());
@@ -44,21 +45,10 @@ fn bar_from(output: &Output, steps: Range<u64>, name: impl Into<String>) -> Prog
             let _ = write!(text, "{} left", duration(left));
         }
     };
-    ProgressBar::with_draw_target(Some(steps.end), draw_target(output))
+    ProgressBar::with_draw_target(Some(steps.end), target)
         .with_style(style.with_key("left", left).progress_chars("━╸ "))
         .with_prefix(name.into())
         .with_position(start)
-}
-
-/// A bar of a download, of `length` bytes if it is known.
-pub fn byte_bar(output: &Output, length: Option<u64>, name: String) -> ProgressBar {
-    let style = ProgressStyle::with_template("{prefix} {bar:30} {bytes}/{total_bytes} {eta} left")
-        .unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::with_draw_target(length, draw_target(output)).with_style(style.progress_chars("━╸ ")).with_prefix(name)
-}
-
-fn draw_target(output: &Output) -> ProgressDrawTarget {
-    if output.quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr_with_hz(5) }
 }
 
 /// The time for `left` more steps if they take as long as those that are done; none before the first.

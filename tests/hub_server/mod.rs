@@ -171,18 +171,6 @@ impl HubServer {
         Self::start(move |request| answer(&repositories, request))
     }
 
-    /// A mirror that ignores `Range`, and whose `change` is made to what files hold.
-    pub fn without_ranges(repositories: Vec<LocalRepository>, change: fn(Vec<u8>) -> Vec<u8>) -> Self {
-        Self::start(move |request| {
-            let mut answer = answer(&repositories, &Request { range: None, ..request.clone() });
-            answer.headers.retain(|(name, _)| name != "Content-Range");
-            if request.path.contains("/resolve/") {
-                answer.body = change(answer.body);
-            }
-            answer
-        })
-    }
-
     /// A server that answers everything alike.
     pub fn answering(answer: Answer) -> Self {
         Self::start(move |_| answer.clone())

@@ -42,6 +42,7 @@ pub mod optim;
 mod pass;
 mod run;
 mod setting_names;
+mod setting_values;
 mod step_interval;
 mod train_config;
 pub mod trainable;

@@ -1,7 +1,7 @@
 //! The values of settings as files and `--set` write them.
 
 use serde::de::{self, Unexpected, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serializer};
 use std::fmt::{self, Formatter};
 
 /// A text, or a list of texts, as PEFT's configs have them too, joined by commas.
@@ -45,8 +45,7 @@ impl Visitor<'_> for CountVisitor {
     }
 
     fn visit_f64<E: de::Error>(self, value: f64) -> Result<Count, E> {
-        // Up to here every whole number is a float.
-        match value.fract() == 0.0 && (0.0..=(1u64 << 53) as f64).contains(&value) {
+        match is_whole(value) {
             true => Ok(Count(value as usize)),
             false => Err(E::invalid_value(Unexpected::Float(value), &self)),
         }
@@ -61,4 +60,17 @@ pub(crate) fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize,
 /// Reads a whole number, or none.
 pub(crate) fn optional_count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
     Ok(Option::<Count>::deserialize(deserializer)?.map(|count| count.0))
+}
+
+/// Writes a whole number as an integer: so do records of versions that took no other.
+pub(crate) fn whole_if_possible<S: Serializer>(number: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    match is_whole(*number) {
+        true => serializer.serialize_u64(*number as u64),
+        false => serializer.serialize_f64(*number),
+    }
+}
+
+/// Whether a number is whole, not negative, and below the largest up to which every whole number is a float.
+pub(crate) fn is_whole(number: f64) -> bool {
+    number.fract() == 0.0 && (0.0..=(1u64 << 53) as f64).contains(&number)
 }

@@ -1,5 +1,6 @@
 //! How often something happens in training: `eval_steps` and `save_steps`.
 
+use crate::setting_values::is_whole;
 use serde::de::{Error, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt::{self, Formatter};
@@ -56,10 +57,7 @@ impl Visitor<'_> for StepIntervalVisitor {
     fn visit_f64<E: Error>(self, value: f64) -> Result<StepInterval, E> {
         match value {
             ratio if ratio > 0.0 && ratio < 1.0 => Ok(StepInterval::Ratio(ratio)),
-            // Up to here every whole number is a float.
-            whole if whole.fract() == 0.0 && (0.0..=(1u64 << 53) as f64).contains(&whole) => {
-                Ok(StepInterval::Steps(whole as usize))
-            }
+            whole if is_whole(whole) => Ok(StepInterval::Steps(whole as usize)),
             other => Err(E::invalid_value(Unexpected::Float(other), &self)),
         }
     }

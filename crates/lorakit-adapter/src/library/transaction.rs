@@ -196,6 +196,6 @@ impl Library {
     /// Ends an addition, unless another process has taken over: the file is then of its own addition.
     fn remove_adding_file(&self) -> Result<()> {
         self.ensure_held()?;
-        Ok(fs::remove_file(self.root().join(ADDING_FILE))?)
+        Ok(atomic::remove_file(&self.root().join(ADDING_FILE))?)
     }
 }

@@ -48,19 +48,6 @@ impl Adapter {
         let tensors = files.tensors()?;
         from_parts(config, tensors, biases).within_file(files.place(dir))
     }
-
-    /// An adapter from a configuration and tensors from elsewhere than a file, checked as strictly: key, shape and
-    /// row-major values of each.
-    ///
-    /// # Errors
-    /// As [`read`](Self::read).
-    pub fn from_tensors(
-        config: PeftConfig,
-        tensors: impl IntoIterator<Item = (String, Vec<usize>, Vec<f32>)>,
-    ) -> Result<Self> {
-        let tensors = tensors.into_iter().map(|(key, shape, values)| AdapterTensor::owned(key, shape, values));
-        from_parts(config, tensors.collect(), Biases::Refused)
-    }
 }
 
 /// Checks that `dir` has an adapter_config.json, or says whether it is where PEFT keeps several adapters, a folder each.

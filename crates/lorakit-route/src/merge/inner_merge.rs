@@ -85,9 +85,7 @@ pub(super) fn read_inner<S: Settings + Default>(name: &str, typed: Option<&str>)
         );
         return Err(refused(name, known, problem));
     }
-    let inner = TaskVectors::new(method, settings.task_vectors())?;
-    let InnerSettings { basis, rank, beta, stop, .. } = settings;
-    Ok((inner, OuterSettings { basis, rank, beta, stop }))
+    Ok((TaskVectors::new(method, settings)?, own))
 }
 
 /// The default settings, as they are typed.

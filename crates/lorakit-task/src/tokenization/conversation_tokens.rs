@@ -49,6 +49,11 @@ impl ConversationTokens {
         })?;
         let dropped_messages = conversation.messages.len() - kept.messages.len();
         let (tokens, offsets) = (encoding.get_ids().to_vec(), encoding.get_offsets());
+        if tokens.is_empty() {
+            return Err(TaskError::Row(
+                "the base's tokenizer has no token for anything in the conversation".to_owned(),
+            ));
+        }
         let finder =
             ReplyFinder { template, conversation: &kept, rendered: &rendered, special: &special, stops: &stops };
         let found = finder.find();
