@@ -73,14 +73,14 @@ impl Message {
         let role = match fields.get("role") {
             Some(Value::String(role)) => role.clone(),
             Some(other) => return Err(TaskError::value("a text as `role`", json_value::kind(other))),
-            None => return Err(TaskError::value("`role`", json_value::keys(&fields))),
+            None => return Err(missing("`role`", value.get("role"), &fields)),
         };
         let content = match fields.get("content") {
             Some(Value::String(text)) => text.clone(),
             Some(Value::Array(parts)) => parts.iter().map(part_text).collect::<Result<String>>().at(|| "`content`")?,
             None if fields.contains_key("tool_calls") => String::new(),
             Some(other) => return Err(TaskError::value("a text as `content`", json_value::kind(other))),
-            None => return Err(TaskError::value("`content`", json_value::keys(&fields))),
+            None => return Err(missing("`content`", value.get("content"), &fields)),
         };
         Ok(Message { role, content, fields })
     }
@@ -146,6 +146,14 @@ impl Message {
     /// Whether a model writes it.
     pub(crate) fn is_reply(&self) -> bool {
         self.role == ASSISTANT
+    }
+}
+
+/// The error of a field that a message lacks, or that is null.
+fn missing(name: &str, null: Option<&Value>, fields: &Map<String, Value>) -> TaskError {
+    match null {
+        Some(_) => TaskError::value(format!("a text as {name}"), "null"),
+        None => TaskError::value(name, json_value::keys(fields)),
     }
 }
 
@@ -362,6 +370,7 @@ mod tests {
         assert_eq!(error(json!("hi")), "expected an object with `role` and `content`, found a text");
         assert_eq!(error(json!({"from": "human"})), "expected `role`, found `from`");
         assert_eq!(error(json!({"role": "user"})), "expected `content`, found `role`");
+        assert_eq!(error(json!({"role": "user", "content": null})), "expected a text as `content`, found null");
         let image = json!({"role": "user", "content": [{"type": "image", "url": "x"}]});
         assert!(error(image).contains("a part of type `image`"));
     }

@@ -47,11 +47,13 @@ fn role_of(speaker: &str) -> Option<&'static str> {
 }
 
 fn read_turn(turn: &Value) -> Result<Message> {
-    let field = |key: &str| {
-        turn.get(key).and_then(Value::as_str).ok_or_else(|| {
+    let field = |key: &str| match turn.get(key) {
+        Some(Value::String(text)) => Ok(text.as_str()),
+        Some(other) => Err(TaskError::value(format!("a text as `{key}`"), json_value::kind(other))),
+        None => {
             let found = turn.as_object().map_or_else(|| json_value::kind(turn).to_owned(), json_value::keys);
-            TaskError::value("an object with the texts `from` and `value`", found)
-        })
+            Err(TaskError::value("an object with the texts `from` and `value`", found))
+        }
     };
     let (from, value) = (field("from")?, field("value")?);
     let role = role_of(from).ok_or_else(|| TaskError::UnknownName {
@@ -96,6 +98,13 @@ mod tests {
         assert_eq!(read(&json!({"from": "function", "value": "7"})).unwrap().role, "tool");
         // Templates know other roles.
         assert_eq!(read(&json!({"role": "observation", "content": "7"})).unwrap().role, "observation");
+    }
+
+    #[test]
+    fn errors_say_what_a_turn_has_instead() {
+        let error = |value| format!("{:#}", anyhow::Error::from(read(&value).unwrap_err()));
+        assert_eq!(error(json!({"from": "gpt", "value": 7})), "expected a text as `value`, found a number");
+        assert_eq!(error(json!({"from": "gpt"})), "expected an object with the texts `from` and `value`, found `from`");
     }
 
     #[test]
