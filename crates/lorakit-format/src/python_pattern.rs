@@ -12,8 +12,9 @@ struct Flags {
 
 /// The pattern in the syntax of fancy_regex.
 ///
-/// It differs from Python's in these: `$` matches only at the end, `\Z` before line breaks at the end too, character classes
-/// have set operations, and the flag `a`, which restricts `\w` to ASCII in Python, is unknown: it is left out.
+/// What fancy_regex reads otherwise than Python is translated: its `$` matches only at the end, its `\Z` also before final
+/// line breaks, its `\<` and `\>` the ends of words, and its character classes have set operations. It does not know the
+/// flag `a`, which restricts `\w` to ASCII in Python: the flag is left out. Octal escapes and `\N{...}` are not translated.
 pub fn from_python(pattern: &str) -> String {
     let (mut flags, mut outer, mut out) = (Flags::default(), Vec::new(), String::with_capacity(pattern.len()));
     let mut rest = pattern.chars().peekable();

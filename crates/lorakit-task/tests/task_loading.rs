@@ -60,7 +60,7 @@ fn configurations_of_a_card_are_said_to_be_unread() {
     let found = warnings(&[("a.jsonl", &twenty()), ("b.jsonl", ROW), ("README.md", card)]);
     assert!(found.len() == 1 && found[0].contains("README.md are not read"), "{found:?}");
     assert!(warnings(&[("a.jsonl", &twenty()), ("README.md", "# configs:\nconfigs:\n")]).is_empty());
-    // What the card says is what the names of the files say.
+    // Files named after splits are read by their names, which the card only repeats.
     assert!(warnings(&[("train.jsonl", &twenty()), ("test.jsonl", ROW), ("README.md", card)]).is_empty());
     assert!(warnings(&[("a.toml", "rows = \"a.jsonl\""), ("a.jsonl", ROW), ("README.md", card)]).is_empty());
 }

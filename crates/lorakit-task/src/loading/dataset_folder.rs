@@ -21,9 +21,9 @@ const DESCRIPTIONS: [&str; 4] = ["dataset_infos.json", "dataset_info.json", "dat
 /// The dataset card, the file whose metadata may name configurations, and which files are of which split.
 pub const CARD: &str = "README.md";
 
-/// Whether the card of a folder lists configurations: the metadata, between lines of `---`, has the key `configs`.
+/// Whether a folder's dataset card has the key `configs` in its metadata, the YAML between two lines of `---`.
 pub fn card_lists_configs(folder: &Path) -> bool {
-    // The card's YAML is not parsed, only searched for the key `configs`.
+    // A parser of YAML would be needed for more than whether the key is there.
     let card = fs::read_to_string(folder.join(CARD)).unwrap_or_default();
     let metadata = card.strip_prefix("---").and_then(|rest| rest.split_once("\n---"));
     metadata.is_some_and(|(metadata, _)| metadata.lines().any(|line| line.starts_with("configs:")))

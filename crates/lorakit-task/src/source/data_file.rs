@@ -57,7 +57,7 @@ mod tests {
         for bytes in containers {
             assert_eq!(inputs(bytes, None), ["2", "1"]);
         }
-        // As Python's json writes what is no number.
+        // Python's json writes NaN and infinities, which JSON does not have.
         let python: [&[u8]; 3] = [
             b"{\"input\":2,\"x\":NaN}\n{\"input\":1,\"x\":3}",
             b"{\"input\":2}\n{\"input\":1,\"x\":-Infinity}",
